@@ -1,0 +1,44 @@
+"""Settings of Bucket-Level MOO, read once from the arguments at the border."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from megatron_moo.buckets.blocks import BLOCKS
+from megatron_moo.errors import MooError
+
+RESCALES = ("none", "mean")
+
+
+@dataclass(frozen=True)
+class MooConfig:
+    """What a user chose.
+
+    Attributes:
+        method: a name of ``megatron_moo.moo.METHODS``.
+        options: the method's options.
+        block: the parameters that share one set of weights, one of ``BLOCKS``.
+        slots: S, passes per step, each with its own objective per lane.
+        rescale: ``mean`` gives the update of a block the norm of the mean gradient.
+        row_dtype: dtype in which the rows of earlier slots are kept, ``fp32`` or ``bf16``.
+        seed: of everything random in the methods.
+    """
+
+    method: str = "cagrad"
+    options: dict[str, Any] = field(default_factory=dict)
+    block: str = "layer"
+    slots: int = 1
+    rescale: str = "none"
+    row_dtype: str = "fp32"
+    seed: int = 1234
+
+    def __post_init__(self) -> None:
+        if self.block not in BLOCKS:
+            raise MooError(f"unknown block {self.block!r}", "--moo-block", f"choose from {', '.join(BLOCKS)}")
+        if self.rescale not in RESCALES:
+            raise MooError(
+                f"unknown value {self.rescale!r}", "--moo-rescale", f"choose from {', '.join(RESCALES)}"
+            )
+        if self.slots < 1:
+            raise MooError(f"{self.slots} slots", "--moo-slots", "give at least 1")

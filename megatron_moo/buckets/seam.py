@@ -1,0 +1,352 @@
+"""The one file that knows private names of Megatron-Core.
+
+Bucket-Level MOO enters Megatron at four places, none of them patched in the wheel:
+
+1. ``param_and_grad_buffer.reduce_scatter_with_fp32_accumulation``: what a bucket group calls as its reduce-scatter
+   when the DDP config says so. Ours is an :class:`~megatron_moo.buckets.exchange.Exchange`.
+2. ``training.get_forward_backward_func``: one call is one pass over the micro-batches; a step with S slots calls the
+   schedule S times.
+3. ``config.finalize_model_grads_func``: the end of the backward pass. Ours drains the buckets and resolves the
+   conflict before Megatron's own sums partial gradients.
+4. ``training.training_log`` and the learning-rate scheduler's state: where a step is reported and state is saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_moo.buckets.blocks import BucketPlan, Kind, Placed, block_of, natural_key, segments_of_shard
+from megatron_moo.buckets.exchange import Exchange
+from megatron_moo.buckets.lanes import Lanes, find_lanes
+from megatron_moo.buckets.step import MooStep
+from megatron_moo.errors import MooError
+
+SUPPORTED_VERSION = "0.19.2"
+
+_BUFFER = "megatron.core.distributed.param_and_grad_buffer"
+_TRAINING = "megatron.training.training"
+
+# Every name that is not part of Megatron's public interface, as module (and class), attribute.
+PRIVATE_NAMES: tuple[tuple[str, str], ...] = (
+    (_BUFFER, "reduce_scatter_with_fp32_accumulation"),
+    (_BUFFER, "dist_reduce_scatter_func"),
+    (_BUFFER, "_ParamAndGradBucketGroup.start_grad_sync"),
+    (_BUFFER, "_ParamAndGradBucketGroup.finish_grad_sync"),
+    ("megatron.core.distributed.distributed_data_parallel", "DistributedDataParallel.finish_grad_sync"),
+    ("megatron.core.distributed.distributed_data_parallel", "DistributedDataParallel.zero_grad_buffer"),
+    (_TRAINING, "get_forward_backward_func"),
+    (_TRAINING, "get_optimizer_param_scheduler"),
+    (_TRAINING, "training_log"),
+    (_TRAINING, "pretrain"),
+)
+
+
+def check_version() -> None:
+    """Refuse a Megatron-Core that the seam was not written for.
+
+    Raises:
+        MooError: for another version, or a name that is not where it was.
+    """
+    found = version("megatron-core")
+    if found != SUPPORTED_VERSION:
+        raise MooError(
+            f"megatron-core {found} is installed, megatron_moo works with {SUPPORTED_VERSION}",
+            "megatron-core",
+            f"pip install megatron-core=={SUPPORTED_VERSION}",
+        )
+    for missing in missing_names():
+        raise MooError(f"{missing} is not where megatron-core {SUPPORTED_VERSION} has it", "seam.py")
+
+
+def missing_names() -> list[str]:
+    """The private names that the installed Megatron-Core lacks."""
+    missing = []
+    for module, path in PRIVATE_NAMES:
+        place: Any = importlib.import_module(module)
+        for name in path.split("."):
+            place = getattr(place, name, None)
+        if place is None:
+            missing.append(f"{module}.{path}")
+    return missing
+
+
+class Seam:
+    """Connects a :class:`MooStep` to Megatron's training; :meth:`remove` restores what was there.
+
+    Args:
+        step: the rank's part of Bucket-Level MOO.
+        current_step: the number of the step under way, counted from 0.
+    """
+
+    def __init__(self, step: MooStep, current_step: Callable[[], int]) -> None:
+        self.step, self.current_step = step, current_step
+        self.lanes: Lanes | None = None
+        self._chunks: list[Any] = []
+        self._undo: list[Callable[[], None]] = []
+        buffer = importlib.import_module(_BUFFER)
+        self.exchange = Exchange(step.arrived, torch.distributed.reduce_scatter_tensor)
+        self._replace(buffer, "reduce_scatter_with_fp32_accumulation", self.exchange)
+        # DDP's constructor writes this global; remember it so that removal leaves no trace.
+        self._undo.append(partial(setattr, buffer, "dist_reduce_scatter_func", buffer.dist_reduce_scatter_func))
+        training = importlib.import_module(_TRAINING)
+        get = training.get_forward_backward_func
+        self._replace(
+            training, "get_forward_backward_func", lambda *args, **kw: self.wrap_schedule(get(*args, **kw))
+        )
+
+    def remove(self) -> None:
+        """Put back everything that was replaced."""
+        while self._undo:
+            self._undo.pop()()
+
+    def _replace(self, owner: Any, name: str, new: Any) -> None:
+        self._undo.append(partial(setattr, owner, name, getattr(owner, name)))
+        setattr(owner, name, new)
+
+    def on_training_log(self, report: Callable[..., None]) -> None:
+        """Call ``report(iteration=, learning_rate=, grad_norm=, skipped=)`` after Megatron's own log of a step."""
+        training = importlib.import_module(_TRAINING)
+        stock = training.training_log
+
+        def log(loss_dict: Any, total: Any, lr: Any, iteration: int, scale: Any, memory: Any, skipped: Any,
+                grad_norm: Any, *args: Any, **kw: Any) -> Any:  # fmt: skip
+            result = stock(loss_dict, total, lr, iteration, scale, memory, skipped, grad_norm, *args, **kw)
+            report(iteration=iteration, learning_rate=lr, grad_norm=grad_norm, skipped=bool(skipped))
+            return result
+
+        self._replace(training, "training_log", log)
+
+    def carry_state(self, save: Callable[[], dict], load: Callable[[dict], None]) -> None:
+        """Keep ``save()`` in every checkpoint, beside the learning-rate scheduler's state, and ``load`` it back."""
+        training = importlib.import_module(_TRAINING)
+        stock = training.get_optimizer_param_scheduler
+
+        def build(optimizer: Any) -> Any:
+            scheduler = stock(optimizer)
+            get, put = scheduler.state_dict, scheduler.load_state_dict
+
+            def put_both(state: dict) -> None:
+                state = dict(state)
+                ours = state.pop("megatron_moo", None)
+                put(state)
+                if ours is not None:
+                    load(ours)
+
+            scheduler.state_dict = lambda: {**get(), "megatron_moo": save()}
+            scheduler.load_state_dict = put_both
+            return scheduler
+
+        self._replace(training, "get_optimizer_param_scheduler", build)
+
+    def wrap_schedule(self, schedule: Callable[..., list]) -> Callable[..., list]:
+        """A schedule that runs the step's slots one after the other and resolves them in the last."""
+
+        def run(**kw: Any) -> list:
+            if kw.get("forward_only"):
+                return schedule(**kw)
+            chunks = kw["model"] if isinstance(kw["model"], list) else [kw["model"]]
+            self._attach(chunks)
+            if kw.get("force_all_reduce"):
+                raise MooError("an all-reduced gradient bypasses MOO", "--save-wgrads-interval", "remove it")
+            slots = self.step.config.slots
+            if kw["num_microbatches"] % slots:
+                raise MooError(
+                    f"{kw['num_microbatches']} micro-batches do not split into {slots} slots",
+                    "--global-batch-size",
+                    "make it a multiple of slots x data-parallel size x micro-batch size",
+                )
+            kw["num_microbatches"] //= slots
+            self.exchange.reset()
+            self.step.begin(self.current_step())
+            config = chunks[0].config
+            stock = config.finalize_model_grads_func
+            losses: list = []
+            config.finalize_model_grads_func = partial(self._finalize, stock)
+            try:
+                for slot in range(slots):
+                    self.step.begin_slot(slot)
+                    if slot:
+                        for chunk in chunks:
+                            chunk.zero_grad_buffer()
+                    losses += schedule(**kw)
+            finally:
+                config.finalize_model_grads_func = stock
+            return losses
+
+        return run
+
+    def _finalize(
+        self,
+        stock: Callable[..., None],
+        model: list[Any],
+        num_tokens: torch.Tensor | None = None,
+        pg_collection: Any = None,
+        force_all_reduce: bool = False,
+    ) -> None:
+        for chunk in model:
+            chunk.finish_grad_sync()
+        share = 1.0 / self._dp_cp_size if num_tokens is None else num_tokens
+        self.step.count(share)
+        if not self.step.is_last_slot:
+            # The parameters have not changed: the next slot's forward pass must not gather them again.
+            for group in bucket_groups(model):
+                group.param_gather_dispatched = True
+            return
+        self.step.resolve(self.exchange.seconds)
+        with finish_disabled(model):
+            stock(model, None, pg_collection=pg_collection, force_all_reduce=force_all_reduce)
+
+    def _attach(self, chunks: list[Any]) -> None:
+        """Find lanes, blocks and buckets of the model once DDP has wrapped it; a collective call."""
+        if self._chunks == chunks:
+            return
+        from megatron.core import parallel_state as ps
+
+        if not all(chunk.ddp_config.reduce_scatter_with_fp32_accumulation for chunk in chunks):
+            raise MooError(
+                "without it Megatron drops the exchange's handle and gradients stay unreduced",
+                "--ddp-reduce-scatter-with-fp32-accumulation",
+                "set it (megatron-moo train does)",
+            )
+        self._chunks = chunks
+        self.lanes = find_lanes(_peer_groups(ps), ps.get_data_parallel_rank())
+        self._dp_cp_size = ps.get_data_parallel_world_size(with_context_parallel=True)
+        plans, names = plan_buckets(chunks, self.step.config.block, self.lanes)
+        self.exchange.register(plans)
+        self.step.place(
+            plans,
+            names,
+            self.lanes.lane,
+            counts_tokens=ps.get_tensor_model_parallel_rank() == 0
+            and ps.is_pipeline_last_stage(ignore_virtual=True),
+            tp_group=ps.get_tensor_model_parallel_group(),
+            embd_group=ps.get_embedding_group(check_initialized=False),
+        )
+
+
+def bucket_groups(chunks: Sequence[Any]) -> Iterator[Any]:
+    """Every bucket group of the DDP-wrapped model chunks."""
+    for chunk in chunks:
+        yield from chunk.bucket_groups
+        yield from chunk.expert_parallel_bucket_groups
+
+
+@contextlib.contextmanager
+def finish_disabled(chunks: Sequence[Any]) -> Iterator[None]:
+    """Let Megatron's finalize run without a second exchange (without overlap it would start one)."""
+    for chunk in chunks:
+        chunk.finish_grad_sync = lambda *args, **kw: None
+    try:
+        yield
+    finally:
+        for chunk in chunks:
+            del chunk.finish_grad_sync
+
+
+def _peer_groups(ps: Any) -> list[list[int]]:
+    groups = [
+        ps.get_tensor_model_parallel_group(),
+        ps.get_pipeline_model_parallel_group(),
+        ps.get_context_parallel_group(check_initialized=False),
+        ps.get_expert_model_parallel_group(check_initialized=False),
+        ps.get_expert_tensor_parallel_group(check_initialized=False),
+    ]
+    return [dist.get_process_group_ranks(group) for group in groups if group is not None]
+
+
+def global_names(chunk: Any) -> dict[torch.nn.Parameter, str]:
+    """Names of a chunk's trainable parameters with layers and experts counted over the whole model."""
+    from megatron.core import parallel_state as ps
+
+    module = chunk.module
+    renames: list[tuple[str, str]] = []
+    experts: dict[str, int] = {}
+    for name, child in module.named_modules():
+        if (number := getattr(child, "layer_number", None)) and re.search(r"\blayers\.\d+$", name):
+            renames.append((name + ".", re.sub(r"\d+$", str(number - 1), name) + "."))
+        if hasattr(child, "local_experts") and hasattr(child, "num_local_experts"):
+            experts[name] = ps.get_expert_model_parallel_rank() * child.num_local_experts
+    found = {}
+    for name, param in module.named_parameters():
+        if not param.requires_grad:
+            continue
+        for prefix, first in experts.items():
+            if match := re.match(re.escape(prefix) + r"\.local_experts\.(\d+)\.(.*)$", name):
+                name = f"{prefix}.local_experts.{first + int(match[1])}.{match[2]}"
+        for old, new in renames:
+            if name.startswith(old):
+                name = new + name[len(old) :]
+                break
+        found[param] = name.removeprefix("module.")
+    return found
+
+
+def plan_buckets(chunks: Sequence[Any], block: str, lanes: Lanes) -> tuple[list[BucketPlan], list[str]]:
+    """This rank's buckets and the whole model's block names; a collective call.
+
+    Args:
+        chunks: DDP-wrapped model chunks.
+        block: kind of block (``MooConfig.block``).
+        lanes: lanes of the world.
+    """
+    from megatron.core import parallel_state as ps
+
+    stage = ps.get_pipeline_model_parallel_rank()
+    named: list[tuple[str, Any, Any, list[Placed]]] = []
+    for number, chunk in enumerate(chunks):
+        names = global_names(chunk)
+        for index, group in enumerate(bucket_groups([chunk])):
+            for part, bucket in enumerate(group.buckets):
+                placed = [
+                    Placed(names[param], *bucket.param_to_index[param], _kind_of(param, names[param], chunk, ps))
+                    for param in bucket.params_list
+                ]
+                named.append((f"stage{stage}.chunk{number}.bucket{index}.{part}", group, bucket, placed))
+    local = {block_of(item.name, block, bucket) for bucket, _, _, placed in named for item in placed}
+    everyone: list = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, sorted(local))
+    blocks = sorted({name for names in everyone for name in names}, key=natural_key)
+    index_of = {name: index for index, name in enumerate(blocks)}
+    plans = []
+    for name, group, bucket, placed in named:
+        members = dist.get_process_group_ranks(group.intra_distributed_optimizer_instance_group)
+        rank = group.intra_distributed_optimizer_instance_rank
+        shard = bucket.grad_data.numel() // len(members)
+        segments = segments_of_shard(
+            placed,
+            (rank * shard, (rank + 1) * shard),
+            lambda item, bucket_name=name: index_of[block_of(item.name, block, bucket_name)],
+        )
+        plans.append(
+            BucketPlan(name, bucket.grad_data, rank, tuple(lanes.of_rank[m] for m in members), segments)
+        )
+    return plans, blocks
+
+
+def _kind_of(param: torch.nn.Parameter, name: str, chunk: Any, ps: Any) -> Kind:
+    config = chunk.config
+    expert = not getattr(param, "allreduce", True)
+    if getattr(param, "average_gradients_across_tp_domain", False):
+        raise MooError("its gradient is averaged over tensor-parallel ranks, which MOO does not know", name)
+    if getattr(param, "shared_embedding", False) and ps.get_pipeline_model_parallel_world_size() > 1:
+        return Kind.PARTIAL_EMBD
+    rank, size = ps.get_tensor_model_parallel_rank(), ps.get_tensor_model_parallel_world_size()
+    if expert:
+        rank, size = ps.get_expert_tensor_parallel_rank(), ps.get_expert_tensor_parallel_world_size()
+    if size == 1 or getattr(param, "tensor_model_parallel", False):
+        return Kind.OWN
+    partial_sum = (config.sequence_parallel and getattr(param, "sequence_parallel", False)) or (
+        config.qk_layernorm and re.search(r"[qk]_layernorm", name)
+    )
+    if partial_sum and not expert:
+        return Kind.PARTIAL_TP
+    return Kind.OWN if rank == 0 else Kind.COPY

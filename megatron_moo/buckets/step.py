@@ -1,0 +1,251 @@
+"""One step of Bucket-Level MOO: rows arrive, Gramians add up, one reduction, one solve, combine.
+
+The order of events (DESIGN section 3)::
+
+    begin(step)                                     the schedule says which lane computes which objective
+      slot 0..S-1:  buckets arrive during backward  rows parked (last slot) or kept (earlier slots)
+                                                    Gramian of a bucket as it arrives in the last slot
+      end of a slot: counts of the loss             tokens per objective
+    resolve()                                       one all-reduce, one batched solve, combine in place
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+from megatron_moo.buckets.blocks import BucketPlan, Kind, Segment
+from megatron_moo.buckets.config import MooConfig
+from megatron_moo.buckets.partial import summed_copies
+from megatron_moo.errors import MooError
+from megatron_moo.kernels import combine, gramian
+
+_DROPPED_IN_A_ROW = 10
+
+
+class Schedule(Protocol):
+    """Which objective every lane computes."""
+
+    def assignment(self, step: int) -> list[list[int]]:
+        """``[slots][lanes]`` objective indices of a step."""
+
+
+@dataclass
+class Resolved:
+    """What a step's solve saw and decided; tensors on the rows' device.
+
+    Attributes:
+        gramians: ``[B, K, K]`` fp64, of rows that are means over their objective's tokens.
+        weights: ``[B, K]`` fp64.
+        counts: ``[K]`` fp64, tokens (or shares of micro-batches) per objective.
+        dropped: ``[K]`` bool, objectives with a non-finite row.
+        phase_s: seconds spent in the exchange, the Gramian, the solve and the combination.
+    """
+
+    step: int
+    gramians: torch.Tensor
+    weights: torch.Tensor
+    counts: torch.Tensor
+    dropped: torch.Tensor
+    phase_s: dict[str, float] = field(default_factory=dict)
+
+
+class MooStep:
+    """The rank's part of Bucket-Level MOO.
+
+    Args:
+        config: the user's choice.
+        method: Gramians ``[B, K, K]`` to weights ``[B, K]`` (``megatron_moo.moo``).
+        objectives: names of the K objectives.
+        schedule: objective of every (slot, lane) at a step.
+        preference: ``[K]``, sums to 1, or None for uniform.
+    """
+
+    def __init__(
+        self,
+        config: MooConfig,
+        method: Callable[..., torch.Tensor],
+        objectives: Sequence[str],
+        schedule: Schedule,
+        preference: torch.Tensor | None = None,
+    ) -> None:
+        self.config, self.method = config, method
+        self.objectives, self.schedule, self.preference = tuple(objectives), schedule, preference
+        self.plans: list[BucketPlan] = []
+        self.block_names: tuple[str, ...] = ()
+        self.last: Resolved | None = None
+        self.on_resolved: list[Callable[[Resolved], None]] = []
+        self._tp_group: Any = None
+        self._embd_group: Any = None
+        self._lane = 0
+        self._drops = 0
+        self._slot = 0
+        self._step = 0
+
+    @property
+    def k(self) -> int:
+        return len(self.objectives)
+
+    def place(
+        self,
+        plans: list[BucketPlan],
+        block_names: Sequence[str],
+        lane: int,
+        counts_tokens: bool,
+        tp_group: Any = None,
+        embd_group: Any = None,
+    ) -> None:
+        """Say which buckets this rank holds.
+
+        Args:
+            plans: the rank's buckets, in an order that tensor-parallel peers share.
+            block_names: every block of the model, the same list on all ranks.
+            lane: this rank's lane.
+            counts_tokens: whether this rank reports its tokens (one rank per data-parallel and context-parallel rank).
+            tp_group, embd_group: where copies of partial rows are summed.
+        """
+        self.plans, self.block_names, self._lane = plans, tuple(block_names), lane
+        self._counts_tokens, self._tp_group, self._embd_group = counts_tokens, tp_group, embd_group
+
+    def begin(self, step: int) -> None:
+        """Start a step."""
+        self._step = step
+        self._assignment = self.schedule.assignment(step)
+        device = self.plans[0].grad.device
+        self._gramians = torch.zeros(
+            len(self.block_names), self.k, self.k, dtype=torch.float64, device=device
+        )
+        self._counts = torch.zeros(self.k, dtype=torch.float64, device=device)
+        self._kept: dict[str, list[torch.Tensor]] = {plan.name: [] for plan in self.plans}
+        self._phase = {"exchange": 0.0, "gramian": 0.0, "solve": 0.0, "combine": 0.0}
+
+    def begin_slot(self, slot: int) -> None:
+        """Start pass ``slot`` of the step."""
+        self._slot = slot
+
+    @property
+    def is_last_slot(self) -> bool:
+        return self._slot == self.config.slots - 1
+
+    @property
+    def objective(self) -> int:
+        """What this rank computes in the current slot."""
+        return self._assignment[self._slot][self._lane]
+
+    def arrived(self, plan: BucketPlan, received: torch.Tensor) -> None:
+        """Park or keep the rows ``[members, shard]`` of a bucket; in the last slot form their Gramians."""
+        started = time.perf_counter()
+        if not self.is_last_slot:
+            dtype = torch.bfloat16 if self.config.row_dtype == "bf16" else received.dtype
+            alone = plan.members == 1  # then the rows are the gradient buffer itself, about to be zeroed
+            self._kept[plan.name].append(received.to(dtype, copy=alone))
+            return
+        if plan.members > 1:
+            plan.rows.copy_(received)
+        self._phase["exchange"] += time.perf_counter() - started
+        started = time.perf_counter()
+        members = self._objectives_of(plan)
+        for segment in plan.segments:
+            if segment.kind is Kind.OWN:
+                pieces = self._columns(plan, segment)
+                self._add_gramian(segment.block, members, gramian(pieces))
+        self._phase["gramian"] += time.perf_counter() - started
+
+    def count(self, amount: torch.Tensor | float) -> None:
+        """Report what the current slot's loss summed over on this rank: tokens, or its share of the ranks."""
+        if self._counts_tokens:
+            self._counts[self.objective] += amount
+
+    def resolve(self, exchange_s: float = 0.0) -> Resolved:
+        """Reduce, solve and write the update into every bucket's own shard. A collective call."""
+        started = time.perf_counter()
+        self._add_partial_gramians()
+        reduced = torch.cat([self._gramians.flatten(), self._counts])
+        dist.all_reduce(reduced)
+        counts = reduced[-self.k :]
+        per = torch.where(counts > 0, 1.0 / counts.clamp(min=1e-300), 0.0)
+        raw = reduced[: -self.k].view(len(self.block_names), self.k, self.k)
+        gramians = raw * per[:, None] * per[None, :]
+        dropped = (~torch.isfinite(gramians.diagonal(dim1=-2, dim2=-1))).any(0)
+        gone = dropped[:, None] | dropped[None, :]
+        gramians = torch.where(gone, 0.0, gramians)
+        self._phase["exchange"] += exchange_s
+        self._phase["gramian"] += time.perf_counter() - started
+
+        started = time.perf_counter()
+        weights = self._solve(gramians, torch.where(dropped, 0.0, counts))
+        weights = torch.where(dropped, 0.0, weights)
+        self._phase["solve"] += time.perf_counter() - started
+
+        started = time.perf_counter()
+        coefficients = weights * per
+        for plan in self.plans:
+            members = self._objectives_of(plan)
+            for segment in plan.segments:
+                out = plan.own[segment.start : segment.end]
+                combine(self._columns(plan, segment), coefficients[segment.block, members], out)
+        self._kept = {}
+        self._phase["combine"] += time.perf_counter() - started
+        self.last = Resolved(self._step, gramians, weights, counts, dropped, dict(self._phase))
+        self._watch_drops(dropped)
+        for call in self.on_resolved:
+            call(self.last)
+        return self.last
+
+    def _solve(self, gramians: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        weights = self.method(
+            gramians,
+            tokens=counts,
+            preference=self.preference,
+            step=self._step,
+            block=list(self.block_names),
+        )
+        if self.config.rescale == "mean":
+            weights = weights * self._mean_over_norm(gramians, weights)[:, None]
+        return weights
+
+    def _mean_over_norm(self, gramians: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        u = torch.full_like(weights, 1.0 / self.k) if self.preference is None else self.preference
+        u = u.to(weights).expand_as(weights)
+        mean = torch.einsum("bi,bij,bj->b", u, gramians, u)
+        norm = torch.einsum("bi,bij,bj->b", weights, gramians, weights)
+        return torch.where(norm > 0, (mean / norm.clamp(min=1e-300)).clamp(min=0).sqrt(), 1.0)
+
+    def _objectives_of(self, plan: BucketPlan) -> list[int]:
+        """Objective of every row of a bucket, slot by slot, ``[slots * members]``."""
+        return [objectives[lane] for objectives in self._assignment for lane in plan.lanes]
+
+    def _columns(self, plan: BucketPlan, segment: Segment) -> list[torch.Tensor]:
+        pieces = [*self._kept[plan.name], plan.rows]
+        return [rows[:, segment.start : segment.end] for rows in pieces]
+
+    def _add_gramian(self, block: int, members: list[int], raw: torch.Tensor) -> None:
+        """Add the Gramian of rows to that of their objectives: rows of one objective are summands of its row."""
+        index = torch.tensor(members, device=raw.device)
+        self._gramians[block].index_put_((index[:, None], index[None, :]), raw, accumulate=True)
+
+    def _add_partial_gramians(self) -> None:
+        for kind, group in ((Kind.PARTIAL_TP, self._tp_group), (Kind.PARTIAL_EMBD, self._embd_group)):
+            todo = [(plan, seg) for plan in self.plans for seg in plan.segments if seg.kind is kind]
+            if not todo:
+                continue
+            copies = summed_copies([self._columns(plan, segment) for plan, segment in todo], group)
+            if dist.get_rank(group) != 0:
+                continue
+            for (plan, segment), rows in zip(todo, copies, strict=True):
+                self._add_gramian(segment.block, self._objectives_of(plan), gramian([rows]))
+
+    def _watch_drops(self, dropped: torch.Tensor) -> None:
+        names = [name for name, gone in zip(self.objectives, dropped.tolist(), strict=True) if gone]
+        self._drops = self._drops + 1 if names else 0
+        if self._drops >= _DROPPED_IN_A_ROW:
+            raise MooError(
+                f"the gradient of {', '.join(names)} was not finite for {self._drops} steps in a row",
+                f"step {self._step}",
+                "lower the learning rate or look at the data of that language",
+            )

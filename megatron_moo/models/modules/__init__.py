@@ -1,0 +1,1 @@
+"""Modules that Megatron-Core's local spec lacks; they serve CPU and GPUs without Transformer Engine."""
