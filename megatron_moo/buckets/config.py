@@ -9,6 +9,7 @@ from megatron_moo.buckets.blocks import BLOCKS
 from megatron_moo.errors import MooError
 
 RESCALES = ("none", "mean")
+ROW_DTYPES = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,12 @@ class MooConfig:
     seed: int = 1234
 
     def __post_init__(self) -> None:
-        if self.block not in BLOCKS:
-            raise MooError(f"unknown block {self.block!r}", "--moo-block", f"choose from {', '.join(BLOCKS)}")
-        if self.rescale not in RESCALES:
-            raise MooError(
-                f"unknown value {self.rescale!r}", "--moo-rescale", f"choose from {', '.join(RESCALES)}"
-            )
+        for flag, value, choices in (
+            ("--moo-block", self.block, BLOCKS),
+            ("--moo-rescale", self.rescale, RESCALES),
+            ("--moo-rows", self.row_dtype, ROW_DTYPES),
+        ):
+            if value not in choices:
+                raise MooError(f"unknown value {value!r}", flag, f"choose from {', '.join(choices)}")
         if self.slots < 1:
             raise MooError(f"{self.slots} slots", "--moo-slots", "give at least 1")

@@ -46,6 +46,7 @@ PRIVATE_NAMES: tuple[tuple[str, str], ...] = (
     (_TRAINING, "get_forward_backward_func"),
     (_TRAINING, "get_optimizer_param_scheduler"),
     (_TRAINING, "training_log"),
+    (_TRAINING, "initialize_megatron"),
     (_TRAINING, "pretrain"),
 )
 
@@ -77,6 +78,23 @@ def missing_names() -> list[str]:
         if place is None:
             missing.append(f"{module}.{path}")
     return missing
+
+
+@contextlib.contextmanager
+def initialise_with(context: Callable[[], contextlib.AbstractContextManager]) -> Iterator[None]:
+    """Let ``pretrain()`` call ``initialize_megatron`` inside ``context()`` (the CPU platform needs one)."""
+    training = importlib.import_module(_TRAINING)
+    stock = training.initialize_megatron
+
+    def initialise(*args: Any, **kw: Any) -> Any:
+        with context():
+            return stock(*args, **kw)
+
+    training.initialize_megatron = initialise
+    try:
+        yield
+    finally:
+        training.initialize_megatron = stock
 
 
 class Seam:
@@ -218,7 +236,7 @@ class Seam:
                 "set it (megatron-moo train does)",
             )
         self._chunks = chunks
-        self.lanes = find_lanes(_peer_groups(ps), ps.get_data_parallel_rank())
+        self.lanes = find_lanes(peer_groups(ps), ps.get_data_parallel_rank())
         self._dp_cp_size = ps.get_data_parallel_world_size(with_context_parallel=True)
         plans, names = plan_buckets(chunks, self.step.config.block, self.lanes)
         self.exchange.register(plans)
@@ -252,7 +270,8 @@ def finish_disabled(chunks: Sequence[Any]) -> Iterator[None]:
             del chunk.finish_grad_sync
 
 
-def _peer_groups(ps: Any) -> list[list[int]]:
+def peer_groups(ps: Any) -> list[list[int]]:
+    """Global ranks of the groups whose members must see the same data."""
     groups = [
         ps.get_tensor_model_parallel_group(),
         ps.get_pipeline_model_parallel_group(),
@@ -286,7 +305,11 @@ def global_names(chunk: Any) -> dict[torch.nn.Parameter, str]:
             if name.startswith(old):
                 name = new + name[len(old) :]
                 break
-        found[param] = name.removeprefix("module.")
+        name = name.removeprefix("module.")
+        # An output layer tied over pipeline stages is the embedding: one block, one name.
+        if name == "output_layer.weight" and getattr(param, "shared_embedding", False):
+            name = "embedding.word_embeddings.weight"
+        found[param] = name
     return found
 
 

@@ -44,6 +44,9 @@ class Resolved:
         weights: ``[B, K]`` fp64.
         counts: ``[K]`` fp64, tokens (or shares of micro-batches) per objective.
         dropped: ``[K]`` bool, objectives with a non-finite row.
+        same: ``[K, 3]`` fp64, for an objective that two positions (slot, lane) compute: inner product of the two
+            whole-model rows and their squared norms; zeros for the others. Its cosine is the noise floor.
+        riders: what others asked to be summed in the same reduction.
         phase_s: seconds spent in the exchange, the Gramian, the solve and the combination.
     """
 
@@ -52,7 +55,18 @@ class Resolved:
     weights: torch.Tensor
     counts: torch.Tensor
     dropped: torch.Tensor
+    same: torch.Tensor
+    riders: list[torch.Tensor] = field(default_factory=list)
     phase_s: dict[str, float] = field(default_factory=dict)
+
+
+def twins(assignment: list[list[int]]) -> list[tuple[int, tuple[int, int], tuple[int, int]]]:
+    """Objectives that two positions compute, with the first two positions (slot, lane) of each."""
+    places: dict[int, list[tuple[int, int]]] = {}
+    for slot, objectives in enumerate(assignment):
+        for lane, objective in enumerate(objectives):
+            places.setdefault(objective, []).append((slot, lane))
+    return [(objective, at[0], at[1]) for objective, at in places.items() if len(at) > 1]
 
 
 class MooStep:
@@ -79,7 +93,9 @@ class MooStep:
         self.plans: list[BucketPlan] = []
         self.block_names: tuple[str, ...] = ()
         self.last: Resolved | None = None
+        self.on_begin: list[Callable[[int], None]] = []
         self.on_resolved: list[Callable[[Resolved], None]] = []
+        self.riders: list[Callable[[], torch.Tensor]] = []
         self._tp_group: Any = None
         self._embd_group: Any = None
         self._lane = 0
@@ -114,13 +130,17 @@ class MooStep:
 
     def begin(self, step: int) -> None:
         """Start a step."""
+        for call in self.on_begin:
+            call(step)
         self._step = step
         self._assignment = self.schedule.assignment(step)
+        self._twins = twins(self._assignment)
         device = self.plans[0].grad.device
         self._gramians = torch.zeros(
             len(self.block_names), self.k, self.k, dtype=torch.float64, device=device
         )
         self._counts = torch.zeros(self.k, dtype=torch.float64, device=device)
+        self._same = torch.zeros(self.k, 3, dtype=torch.float64, device=device)
         self._kept: dict[str, list[torch.Tensor]] = {plan.name: [] for plan in self.plans}
         self._phase = {"exchange": 0.0, "gramian": 0.0, "solve": 0.0, "combine": 0.0}
 
@@ -149,11 +169,9 @@ class MooStep:
             plan.rows.copy_(received)
         self._phase["exchange"] += time.perf_counter() - started
         started = time.perf_counter()
-        members = self._objectives_of(plan)
         for segment in plan.segments:
             if segment.kind is Kind.OWN:
-                pieces = self._columns(plan, segment)
-                self._add_gramian(segment.block, members, gramian(pieces))
+                self._add_gramian(plan, segment, gramian(self._columns(plan, segment)))
         self._phase["gramian"] += time.perf_counter() - started
 
     def count(self, amount: torch.Tensor | float) -> None:
@@ -165,11 +183,10 @@ class MooStep:
         """Reduce, solve and write the update into every bucket's own shard. A collective call."""
         started = time.perf_counter()
         self._add_partial_gramians()
-        reduced = torch.cat([self._gramians.flatten(), self._counts])
-        dist.all_reduce(reduced)
-        counts = reduced[-self.k :]
+        raw, counts, same, *riders = self._reduced(
+            [self._gramians, self._counts, self._same, *(rider() for rider in self.riders)]
+        )
         per = torch.where(counts > 0, 1.0 / counts.clamp(min=1e-300), 0.0)
-        raw = reduced[: -self.k].view(len(self.block_names), self.k, self.k)
         gramians = raw * per[:, None] * per[None, :]
         dropped = (~torch.isfinite(gramians.diagonal(dim1=-2, dim2=-1))).any(0)
         gone = dropped[:, None] | dropped[None, :]
@@ -191,11 +208,21 @@ class MooStep:
                 combine(self._columns(plan, segment), coefficients[segment.block, members], out)
         self._kept = {}
         self._phase["combine"] += time.perf_counter() - started
-        self.last = Resolved(self._step, gramians, weights, counts, dropped, dict(self._phase))
+        self.last = Resolved(
+            self._step, gramians, weights, counts, dropped, same, riders, dict(self._phase)
+        )
         self._watch_drops(dropped)
         for call in self.on_resolved:
             call(self.last)
         return self.last
+
+    @staticmethod
+    def _reduced(parts: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Sum over all ranks, in one collective."""
+        flat = torch.cat([part.flatten().double() for part in parts])
+        dist.all_reduce(flat)
+        pieces = flat.split([part.numel() for part in parts])
+        return [piece.view_as(part) for piece, part in zip(pieces, parts, strict=True)]
 
     def _solve(self, gramians: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         weights = self.method(
@@ -220,14 +247,25 @@ class MooStep:
         """Objective of every row of a bucket, slot by slot, ``[slots * members]``."""
         return [objectives[lane] for objectives in self._assignment for lane in plan.lanes]
 
+    def _positions_of(self, plan: BucketPlan) -> list[tuple[int, int]]:
+        """(slot, lane) of every row of a bucket, in the same order."""
+        return [(slot, lane) for slot in range(len(self._assignment)) for lane in plan.lanes]
+
     def _columns(self, plan: BucketPlan, segment: Segment) -> list[torch.Tensor]:
         pieces = [*self._kept[plan.name], plan.rows]
         return [rows[:, segment.start : segment.end] for rows in pieces]
 
-    def _add_gramian(self, block: int, members: list[int], raw: torch.Tensor) -> None:
+    def _add_gramian(self, plan: BucketPlan, segment: Segment, raw: torch.Tensor) -> None:
         """Add the Gramian of rows to that of their objectives: rows of one objective are summands of its row."""
+        members = self._objectives_of(plan)
         index = torch.tensor(members, device=raw.device)
-        self._gramians[block].index_put_((index[:, None], index[None, :]), raw, accumulate=True)
+        self._gramians[segment.block].index_put_((index[:, None], index[None, :]), raw, accumulate=True)
+        positions = self._positions_of(plan)
+        for objective, first, second in self._twins:
+            a = [row for row, position in enumerate(positions) if position == first]
+            b = [row for row, position in enumerate(positions) if position == second]
+            pairs = (raw[a][:, b].sum(), raw[a][:, a].sum(), raw[b][:, b].sum())
+            self._same[objective] += torch.stack(pairs)
 
     def _add_partial_gramians(self) -> None:
         for kind, group in ((Kind.PARTIAL_TP, self._tp_group), (Kind.PARTIAL_EMBD, self._embd_group)):
@@ -238,7 +276,7 @@ class MooStep:
             if dist.get_rank(group) != 0:
                 continue
             for (plan, segment), rows in zip(todo, copies, strict=True):
-                self._add_gramian(segment.block, self._objectives_of(plan), gramian([rows]))
+                self._add_gramian(plan, segment, gramian([rows]))
 
     def _watch_drops(self, dropped: torch.Tensor) -> None:
         names = [name for name, gone in zip(self.objectives, dropped.tolist(), strict=True) if gone]

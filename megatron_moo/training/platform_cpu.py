@@ -142,8 +142,9 @@ def _fake_cuda_module() -> None:
     for name in ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"):
         setattr(cuda, name, _max_rss_bytes)
     cuda.memory_stats = lambda *args, **kwargs: {}
-    cuda.get_rng_state = lambda *args, **kwargs: torch.get_rng_state()
-    cuda.set_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+    for place in (cuda, cuda.random):
+        place.get_rng_state = lambda *args, **kwargs: torch.get_rng_state()
+        place.set_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
     # Not torch.manual_seed: that one calls these two.
     cuda.manual_seed = cuda.manual_seed_all = torch.default_generator.manual_seed
     cuda.default_generators = _OneGenerator()
@@ -163,6 +164,7 @@ def _redirect_factories() -> None:
         def call(*args: Any, **kwargs: Any) -> Any:
             if _is_cuda(kwargs.get("device")):
                 kwargs["device"] = _CPU
+            kwargs.pop("pin_memory", None)
             return factory(*args, **kwargs)
 
         call.__name__ = getattr(factory, "__name__", "factory")

@@ -1,0 +1,111 @@
+"""Our flags beside Megatron's; read once, into :class:`MooConfig`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron_moo.buckets.blocks import BLOCKS
+from megatron_moo.buckets.config import RESCALES, ROW_DTYPES, MooConfig
+from megatron_moo.errors import MooError
+
+# Flag, argparse options. Their list stands in a test: a new flag is a decision.
+FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("--languages", {"metavar": "FILE", "help": "the manifest, languages.yaml"}),
+    ("--corpus", {"metavar": "DIR", "help": "where the manifest was built to (default: beside the run folder)"}),
+    ("--run-dir", {"metavar": "DIR", "help": "run folder (default: runs/NAME)"}),
+    ("--moo-method", {"default": "cagrad", "help": "how conflicts are resolved (docs/methods.md)"}),
+    ("--moo-option", {"action": "append", "default": [], "metavar": "NAME=VALUE", "help": "option of the method"}),
+    ("--moo-block", {"default": "layer", "help": f"what shares a set of weights: {', '.join(BLOCKS)}"}),
+    ("--moo-slots", {"default": "auto", "help": "passes per step; auto: enough for every objective"}),
+    ("--moo-presence", {"default": "present", "choices": ["present", "law"], "help": "every objective in every "
+      "step, or drawn by the sampling law"}),
+    ("--moo-rescale", {"default": "none", "help": f"norm of a block's update: {', '.join(RESCALES)}"}),
+    ("--moo-rows", {"default": "fp32", "help": f"dtype of rows kept between slots: {', '.join(ROW_DTYPES)}"}),
+)  # fmt: skip
+
+FLAG_NAMES = tuple(name.removeprefix("--") for name, _ in FLAGS)
+
+
+def add_moo_arguments(parser: Any) -> Any:
+    """Add :data:`FLAGS` to Megatron's parser."""
+    group = parser.add_argument_group(title="megatron_moo")
+    for name, options in FLAGS:
+        group.add_argument(name, **options)
+    return parser
+
+
+def lane_count(args: Any) -> int:
+    """D, the number of lanes: data-parallel ranks, expert-parallel peers counted once.
+
+    Args:
+        args: with ``world_size`` and Megatron's parallel sizes.
+
+    Raises:
+        MooError: when the sizes do not divide the ranks.
+    """
+    tp, pp, cp = (
+        getattr(args, f"{kind}_parallel_size") for kind in ("tensor_model", "pipeline_model", "context")
+    )
+    ep = getattr(args, "expert_model_parallel_size", 1) or 1
+    model = tp * pp * cp
+    if args.world_size % model:
+        raise MooError(
+            f"{args.world_size} ranks do not divide into tensor {tp} x pipeline {pp} x context {cp}",
+            "--nproc",
+            f"use a multiple of {model} ranks",
+        )
+    dp = args.world_size // model
+    peers = max(1, ep // cp)
+    if dp % peers:
+        raise MooError(
+            f"expert parallel size {ep} does not divide {dp} data-parallel ranks",
+            "--expert-model-parallel-size",
+            f"use a multiple of {model * peers} ranks",
+        )
+    return dp // peers
+
+
+def slot_count(value: str, objectives: int, lanes: int) -> int:
+    """S: ``auto`` gives every objective a place in every step.
+
+    Raises:
+        MooError: for something that is not a positive number.
+    """
+    if value == "auto":
+        return -(-objectives // lanes)
+    if not str(value).isdigit() or int(value) < 1:
+        raise MooError(f"{value!r} is not a number of passes", "--moo-slots", "give a whole number or auto")
+    return int(value)
+
+
+def moo_config(args: Any, objectives: int) -> MooConfig:
+    """Read our flags.
+
+    Raises:
+        MooError: naming the flag, for an unknown method, option, block or value, and for fewer than two objectives.
+    """
+    from megatron_moo.moo import METHODS, parse_options
+
+    if objectives < 2:
+        raise MooError(
+            f"{objectives} objective, MOO needs at least 2",
+            str(args.languages),
+            "add a language, or give languages different objectives",
+        )
+    if args.moo_method.split(":")[-1] not in METHODS:
+        raise MooError(
+            f"unknown method {args.moo_method!r}", "--moo-method", f"choose from {', '.join(sorted(METHODS))}"
+        )
+    try:
+        options = parse_options(args.moo_method, args.moo_option)
+    except ValueError as error:
+        raise MooError(str(error), "--moo-option", "see docs/methods.md") from None
+    return MooConfig(
+        method=args.moo_method,
+        options=options,
+        block=args.moo_block,
+        slots=slot_count(args.moo_slots, objectives, lane_count(args)),
+        rescale=args.moo_rescale,
+        row_dtype=args.moo_rows,
+        seed=args.seed,
+    )

@@ -1,0 +1,125 @@
+"""Start the ranks of a run, follow it, and end with the table."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from megatron_moo.errors import MooError
+from megatron_moo.training.plan import RunPlan, plan_run
+from megatron_moo.training.recipe import load_recipe, to_argv
+
+_ERROR_LINE = re.compile(r"megatron-moo: error: (.*)")
+_LAST_LINE = re.compile(r"^(?:\[rank\d+\]:\s*)?(\w*(?:Error|Exception|Interrupt)\b.*)$")
+
+
+def train(recipe_path: Path, flags: list[str], runs: Path = Path("runs")) -> int:
+    """Run a recipe; ``flags`` win over it. Returns the exit status of the ranks.
+
+    Inside torchrun or srun (``RANK`` is set) this process is one of the ranks and trains itself.
+
+    Raises:
+        MooError: before any rank trains, for anything a user can mend.
+    """
+    console = Console(stderr=False, highlight=False)
+    recipe = load_recipe(recipe_path, flags)
+    if "RANK" in os.environ:
+        return _be_a_rank(plan_run(recipe, runs, lambda text: None))
+    plan = plan_run(recipe, runs, lambda text: console.print(f"megatron-moo: {text} …"))
+    console.print(f"megatron-moo: {plan.summary}")
+    console.print(f"megatron-moo: run folder {os.path.relpath(plan.run_dir)}")
+    done = last_step(plan.run_dir)
+    if done >= plan.train_iters:
+        console.print(f"megatron-moo: all {done} steps are done; move the folder away to start again")
+        _finish(console, plan)
+        return 0
+    if done and not (plan.run_dir / "checkpoints" / "latest_checkpointed_iteration.txt").exists():
+        done = 0
+    status = _run_ranks(console, plan)
+    if status == 0:
+        _finish(console, plan)
+    return status
+
+
+def last_step(run_dir: Path) -> int:
+    """Last step of a run that has ended, or 0."""
+    from megatron_moo.report.metrics import read_metrics
+
+    path = run_dir / "metrics.jsonl"
+    if not path.exists():
+        return 0
+    run = read_metrics(path)
+    return run.steps[-1].step if run.ended and run.steps else 0
+
+
+def _be_a_rank(plan: RunPlan) -> int:
+    from megatron_moo.training.main import main
+
+    sys.argv = [sys.argv[0], *to_argv(plan.flags)]
+    return main()
+
+
+def _run_ranks(console: Console, plan: RunPlan) -> int:
+    from megatron_moo.report.live import LiveView
+    from megatron_moo.report.metrics import follow
+
+    logs = plan.run_dir / "logs" / time.strftime("%Y%m%d-%H%M%S")
+    logs.mkdir(parents=True, exist_ok=True)
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={plan.world}",
+        "--redirects=3", f"--log-dir={logs}", "-m", "megatron_moo.training.main", *to_argv(plan.flags),
+    ]  # fmt: skip
+    environment = dict(os.environ, PYTHONUNBUFFERED="1")
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // plan.world)))
+    metrics = plan.run_dir / "metrics.jsonl"
+    offset = metrics.stat().st_size if metrics.exists() else 0
+    with (logs / "launcher.log").open("w") as out:
+        ranks = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
+        stop = threading.Event()
+        waiter = threading.Thread(target=lambda: (ranks.wait(), time.sleep(0.3), stop.set()), daemon=True)
+        waiter.start()
+        try:
+            with LiveView(console, plan.train_iters) as view:
+                for record in follow(metrics, stop, offset):
+                    view.update(record)
+        except KeyboardInterrupt:
+            ranks.terminate()
+        status = ranks.wait()
+    if status != 0:
+        _tell_failure(logs, status)
+    return status
+
+
+def _tell_failure(logs: Path, status: int) -> None:
+    """Raise the first error of the ranks' logs as one line.
+
+    Raises:
+        MooError: always.
+    """
+    fallback = None
+    for path in sorted(logs.rglob("stderr.log")):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in lines:
+            if match := _ERROR_LINE.search(line):
+                raise MooError(match[1])
+        found = [match[1] for line in lines if (match := _LAST_LINE.match(line.strip()))]
+        fallback = fallback or (found[-1] if found else None)
+    raise MooError(
+        fallback or f"the ranks ended with status {status}", "training", f"the logs of the ranks lie in {logs}"
+    )
+
+
+def _finish(console: Console, plan: RunPlan) -> None:
+    from megatron_moo.report.live import summary_table
+    from megatron_moo.report.page import write_report
+
+    report = write_report(plan.run_dir)
+    console.print(summary_table(plan.run_dir))
+    console.print(f"run folder  {os.path.relpath(plan.run_dir)}\nreport      {os.path.relpath(report)}")

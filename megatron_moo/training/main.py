@@ -1,0 +1,57 @@
+"""What every rank runs: ``python -m megatron_moo.training.main --flags``, under torchrun or srun."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+from megatron_moo.errors import MooError
+from megatron_moo.training import platform
+
+
+def main() -> int:
+    """Train with Megatron's own ``pretrain()``; the flags are in ``sys.argv``."""
+    platform.prepare()
+    with warnings.catch_warnings():
+        # Megatron warns at import about every optional package that is not installed; `doctor` says it once.
+        warnings.simplefilter("ignore")
+        from megatron.core.enums import ModelType
+        from megatron.training import training
+        from megatron.training.argument_utils import pretrain_cfg_container_from_args
+        from megatron.training.arguments import parse_and_validate_args
+
+    from megatron_moo.buckets.seam import check_version, initialise_with
+    from megatron_moo.training.arguments import add_moo_arguments
+    from megatron_moo.training.run import TrainingRun
+
+    check_version()
+    args = parse_and_validate_args(extra_args_provider=add_moo_arguments)
+    run = TrainingRun(args)
+    with initialise_with(platform.initialising):
+        training.pretrain(
+            pretrain_cfg_container_from_args(args),
+            run.datasets,
+            ModelType.encoder_or_decoder,
+            run.forward_step,
+            model_provider=run.model_provider,
+            non_loss_data_func=run.after_validation,
+        )
+    run.metrics.event("end", step=int(args.curr_iteration) + 1)
+    import torch.distributed as dist
+
+    dist.barrier()
+    dist.destroy_process_group()
+    return 0
+
+
+def entry() -> int:
+    """:func:`main` with a user's mistake told in one line."""
+    try:
+        return main()
+    except MooError as error:
+        sys.stderr.write(f"megatron-moo: error: {error}\n")
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(entry())

@@ -1,0 +1,139 @@
+"""metrics.jsonl and tensorboard: one line a step, written by the first rank (the last one writes tensorboard)."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_moo.buckets.step import MooStep, Resolved
+from megatron_moo.training.evidence import moo_record
+
+
+class LossBook:
+    """Sums of losses and tokens per language, ``[languages, 2]`` fp64.
+
+    Only ranks of the last pipeline stage with tensor-parallel rank 0 hold anything; a sum over all ranks is the
+    whole batch.
+    """
+
+    def __init__(self, languages: int) -> None:
+        self._languages = languages
+        self._sums: torch.Tensor | None = None
+
+    def add(self, language: int, loss: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Add a micro-batch's summed loss and number of tokens."""
+        if self._sums is None:
+            self._sums = torch.zeros(self._languages, 2, dtype=torch.float64, device=loss.device)
+        self._sums[language] += torch.stack([loss.double(), tokens.double()])
+
+    def take(self, device: torch.device) -> torch.Tensor:
+        """The sums since the last call; starts again from zero."""
+        sums, self._sums = self._sums, None
+        return torch.zeros(self._languages, 2, dtype=torch.float64, device=device) if sums is None else sums
+
+
+class MetricsWriter:
+    """Turns a resolved step and Megatron's own log into one record.
+
+    Args:
+        run_dir: run folder.
+        step: source of the resolved steps.
+        languages: tags in the order of the loss book.
+    """
+
+    def __init__(self, run_dir: Path, step: MooStep, languages: Sequence[str]) -> None:
+        self.path = run_dir / "metrics.jsonl"
+        self.step, self.languages = step, tuple(languages)
+        self.book = LossBook(len(languages))
+        self.drawn: dict[str, int] = {}
+        self._began = self._resolved_at = 0.0
+        step.riders.append(self._take_losses)
+        step.on_begin.append(self._begin)
+        step.on_resolved.append(self._resolved)
+
+    def _take_losses(self) -> torch.Tensor:
+        return self.book.take(self.step.plans[0].grad.device)
+
+    def _begin(self, number: int) -> None:
+        self._began = time.perf_counter()
+
+    def _resolved(self, resolved: Resolved) -> None:
+        self._resolved_at = time.perf_counter()
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Write a line that is not a step."""
+        if dist.get_rank() == 0:
+            self._append({"event": name, "time": time.time(), **fields})
+
+    def log_step(self, iteration: int, learning_rate: float, grad_norm: Any, skipped: bool) -> None:
+        """Write the record of the step that just ended (called after Megatron's own log)."""
+        resolved = self.step.last
+        if resolved is None or dist.get_rank() not in (0, dist.get_world_size() - 1):
+            return
+        now = time.perf_counter()
+        record = self._record(resolved, iteration, now)
+        record |= {"lr": learning_rate, "grad_norm": _float(grad_norm), "skipped": skipped}
+        if dist.get_rank() == 0:
+            self._append(record)
+        if (writer := _tensorboard()) is not None:
+            _to_tensorboard(writer, record, iteration)
+
+    def _record(self, resolved: Resolved, iteration: int, now: float) -> dict[str, Any]:
+        sums = resolved.riders[0].tolist()
+        seen = [(tag, *pair) for tag, pair in zip(self.languages, sums, strict=True) if pair[1] > 0]
+        total = now - self._began
+        phase = dict(resolved.phase_s)
+        phase["optimizer"] = now - self._resolved_at
+        phase = {"compute": max(0.0, total - sum(phase.values())), **phase}
+        config = self.step.config
+        return {
+            "step": iteration,
+            "objectives": list(self.step.objectives),
+            "loss": {tag: loss / tokens for tag, loss, tokens in seen},
+            "tokens": {tag: int(tokens) for tag, _, tokens in seen},
+            "samples": dict(self.drawn),
+            "step_time_s": total,
+            "tokens_per_s": sum(int(tokens) for _, _, tokens in seen) / total,
+            "phase_s": {name: round(seconds, 6) for name, seconds in phase.items()},
+            "moo": moo_record(
+                resolved, config.method, config.block, self.step.block_names, self.step.objectives
+            ),
+        }
+
+    def _append(self, record: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _float(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _tensorboard() -> Any:
+    from megatron.training import get_tensorboard_writer
+
+    return get_tensorboard_writer()
+
+
+def _to_tensorboard(writer: Any, record: dict[str, Any], step: int) -> None:
+    moo = record["moo"]
+    scalars = {f"loss/{tag}": loss for tag, loss in record["loss"].items()}
+    scalars |= {f"tokens/{tag}": count for tag, count in record["tokens"].items()}
+    scalars |= {f"phase_s/{name}": seconds for name, seconds in record["phase_s"].items()}
+    scalars |= {f"stationarity/{block}": norm for block, norm in moo["stationarity"].items()}
+    scalars |= {f"conflict/{block}": rate for block, rate in moo["conflict"].items()}
+    scalars |= {"moo/conflict_rate": moo["conflict_rate"], "moo/cosine_same": moo["cosine_same"]}
+    for block, weights in moo["weights"].items():
+        scalars |= {f"weights/{block}/{objective}": w for objective, w in weights.items()}
+    for i, row in enumerate(moo["cosine"]):
+        for j in range(i + 1, len(row)):
+            scalars[f"cosine/{record['objectives'][i]}~{record['objectives'][j]}"] = row[j]
+    for name, value in scalars.items():
+        if value is not None:
+            writer.add_scalar(name, value, step)

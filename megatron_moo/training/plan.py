@@ -1,0 +1,195 @@
+"""From a recipe to what every rank is told: checked before any rank starts."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron_moo.errors import MooError
+from megatron_moo.training import platform
+from megatron_moo.training.arguments import add_moo_arguments, lane_count, moo_config
+from megatron_moo.training.recipe import DEFAULTS, REQUIRED, Recipe, check_keys, to_argv
+
+# Flags that may differ when a run folder is used again.
+MAY_CHANGE = (
+    "run-dir", "corpus", "nproc", "name", "train-iters", "exit-interval", "exit-duration-in-mins", "log-interval",
+    "eval-interval", "save-interval", "save", "load", "tensorboard-dir", "languages",
+)  # fmt: skip
+
+
+@dataclass
+class RunPlan:
+    """A run that can start.
+
+    Attributes:
+        run_dir: run folder.
+        flags: every flag of a rank.
+        world: number of ranks.
+        train_iters: steps.
+        summary: one line that says what will run.
+    """
+
+    run_dir: Path
+    flags: dict[str, Any]
+    world: int
+    train_iters: int
+    summary: str
+
+
+def plan_run(recipe: Recipe, runs: Path, progress: Callable[[str], None]) -> RunPlan:
+    """Check the recipe against manifest and machine, build the corpus, and settle every flag.
+
+    Args:
+        recipe: recipe with the command line's flags.
+        runs: where run folders and corpora lie (``runs/``).
+        progress: told in a line what takes time.
+
+    Raises:
+        MooError: for anything a user can mend.
+    """
+    from megatron_moo.data import build_corpus, load_manifest
+    from megatron_moo.data.sampler import LanguageSampler, ValidationBatches
+
+    values = platform.default_flags() | DEFAULTS | recipe.values
+    for key, value in REQUIRED.items():
+        if key in recipe.values and recipe.values[key] != value:
+            raise MooError(f"{key} is {recipe.values[key]!r}, MOO needs {value!r}", str(recipe.path), "remove it")
+    values |= REQUIRED
+    if not values.get("languages"):
+        raise MooError("no manifest", str(recipe.path), "set languages: to a languages.yaml")
+    world = _world(values)
+    manifest = load_manifest(values["languages"])
+    check_keys(recipe, _known_flags())
+    args = _parse(values, world)
+    lanes = lane_count(args)
+    config = moo_config(args, len(manifest.objectives))
+    dp = args.world_size // (
+        args.tensor_model_parallel_size * args.pipeline_model_parallel_size * args.context_parallel_size
+    )
+    values["moo-slots"] = config.slots
+    least = dp * config.slots * args.micro_batch_size
+    values.setdefault("global-batch-size", least)
+    if int(values["global-batch-size"]) % least:
+        raise MooError(
+            f"{values['global-batch-size']} is not a multiple of {least} (data-parallel size {dp} x slots "
+            f"{config.slots} x micro-batch size {args.micro_batch_size})",
+            "global-batch-size",
+            "leave it out to get one micro-batch per lane and slot",
+        )
+    run_dir = Path(values.get("run-dir") or runs / recipe.name)
+    corpus_dir = Path(values.get("corpus") or runs / "data")
+    progress("preparing the languages")
+    corpus = build_corpus(manifest, corpus_dir)
+    values |= {
+        "languages": str(Path(values["languages"]).resolve()),
+        "run-dir": str(run_dir.resolve()),
+        "corpus": str(Path(corpus.path).resolve()),
+        "vocab-size": corpus.vocab_size,
+        "tensorboard-dir": str((run_dir / "tensorboard").resolve()),
+        "save": str((run_dir / "checkpoints").resolve()),
+    }
+    values.setdefault("max-position-embeddings", args.seq_length)
+    values.setdefault("load", values["save"])
+    sampler = LanguageSampler(corpus, "valid", args.seq_length, args.seed)
+    tags = (*manifest.languages, *manifest.unseen)
+    micro_batches = len(ValidationBatches(sampler, tags, 0, dp, args.micro_batch_size))
+    values |= {"eval-iters": 1, "eval-global-batch-size": micro_batches * dp * args.micro_batch_size}
+    values["eval-micro-batch-size"] = args.micro_batch_size
+    _claim(run_dir, recipe, values)
+    summary = (
+        f"{len(manifest.languages)} languages, {len(manifest.objectives)} objectives on {lanes} lane"
+        f"{'s' if lanes > 1 else ''} x {config.slots} slots; {config.method} per {config.block}; "
+        f"{world} rank{'s' if world > 1 else ''} on {'GPU' if platform.has_gpu() else 'CPU'}"
+    )
+    return RunPlan(run_dir, values, world, int(args.train_iters), summary)
+
+
+def _world(values: dict[str, Any]) -> int:
+    if "WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    given = values.get("nproc")
+    if given is not None:
+        if not str(given).isdigit() or int(given) < 1:
+            raise MooError(f"{given!r} is not a number of ranks", "--nproc")
+        return int(given)
+    if platform.has_gpu():
+        import torch
+
+        return torch.cuda.device_count()
+    return min(2, os.cpu_count() or 1)
+
+
+def _parser() -> Any:
+    import argparse
+
+    platform.prepare()
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        from megatron.training.arguments import add_megatron_arguments
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    return add_moo_arguments(add_megatron_arguments(parser))
+
+
+def _known_flags() -> list[str]:
+    options = (option for action in _parser()._actions for option in action.option_strings)
+    return sorted({option.removeprefix("--") for option in options if option.startswith("--")})
+
+
+def _parse(values: dict[str, Any], world: int) -> Any:
+    """Let Megatron's parser check the values; its own complaint becomes one line."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            args = _parser().parse_args(to_argv(values))
+    except SystemExit:
+        line = said.getvalue().strip().splitlines()[-1]
+        raise MooError(line.split("error: ", 1)[-1], "recipe or command line") from None
+    args.world_size = world
+    for name in ("micro_batch_size", "seq_length", "train_iters", "num_layers", "hidden_size"):
+        if getattr(args, name) is None:
+            raise MooError("is not set", name.replace("_", "-"), "add it to the recipe")
+    return args
+
+
+def _claim(run_dir: Path, recipe: Recipe, values: dict[str, Any]) -> None:
+    """Write the recipe as run, or refuse a folder that another recipe wrote."""
+    path = run_dir / "recipe.yaml"
+    mine = {key: value for key, value in values.items() if key not in MAY_CHANGE}
+    if path.exists():
+        before = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        flags = before.get("flags", {})
+        keys = sorted(key for key in {*mine, *flags} - set(MAY_CHANGE) if str(mine.get(key)) != str(flags.get(key)))
+        # Another number of ranks is the same run as long as slots x lanes stays (DESIGN section 3).
+        keys = [key for key in keys if key not in ("moo-slots", "eval-global-batch-size")]
+        if keys:
+            told = ", ".join(f"{key} was {flags.get(key)!r} and is {mine.get(key)!r}" for key in keys[:3])
+            raise MooError(
+                f"belongs to another recipe ({told})", str(run_dir), "choose another --run-dir or move that folder"
+            )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    record = {"recipe": recipe.path.name, "versions": _versions(), "flags": dict(sorted(values.items()))}
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(yaml.safe_dump(record, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    import megatron_moo
+
+    return {
+        "megatron_moo": megatron_moo.__version__,
+        "megatron-core": version("megatron-core"),
+        "torch": version("torch"),
+        "python": ".".join(map(str, sys.version_info[:3])),
+    }

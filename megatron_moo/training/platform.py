@@ -1,0 +1,69 @@
+"""Which machine this is, and what Megatron is told about it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from typing import Any
+
+# Flags that a machine without a GPU needs, whatever the recipe.
+CPU_FLAGS: dict[str, Any] = {
+    "distributed-backend": "gloo",
+    "use-cpu-initialization": True,
+    "transformer-impl": "local",
+    "no-gradient-accumulation-fusion": True,
+    "no-masked-softmax-fusion": True,
+    "no-bias-swiglu-fusion": True,
+    "no-bias-dropout-fusion": True,
+    "no-rope-fusion": True,
+    "no-persist-layer-norm": True,
+}
+# A GPU without Transformer Engine and Apex: Megatron's local spec without the fusions that those packages bring.
+LOCAL_GPU_FLAGS: dict[str, Any] = {
+    "transformer-impl": "local",
+    "no-gradient-accumulation-fusion": True,
+    "no-masked-softmax-fusion": True,
+    "no-rope-fusion": True,
+    "no-persist-layer-norm": True,
+}
+
+
+def has_gpu() -> bool:
+    """Whether this machine has a GPU that torch can use (asked without starting CUDA)."""
+    from megatron_moo.training import platform_cpu
+
+    if platform_cpu.is_installed():
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def has_transformer_engine() -> bool:
+    """Whether Transformer Engine's torch part is installed."""
+    return importlib.util.find_spec("transformer_engine") is not None
+
+
+def default_flags() -> dict[str, Any]:
+    """Megatron flags for this machine; a recipe may override them."""
+    if not has_gpu():
+        return dict(CPU_FLAGS)
+    return {"transformer-impl": "transformer_engine"} if has_transformer_engine() else dict(LOCAL_GPU_FLAGS)
+
+
+def prepare() -> None:
+    """Make this process ready to import Megatron: on a machine without a GPU, install the CPU platform."""
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    if has_gpu():
+        return
+    from megatron_moo.training import platform_cpu
+
+    platform_cpu.install()
+
+
+def initialising() -> contextlib.AbstractContextManager:
+    """Context in which ``initialize_megatron`` may run on this machine."""
+    from megatron_moo.training import platform_cpu
+
+    return platform_cpu.cuda_said_available() if platform_cpu.is_installed() else contextlib.nullcontext()

@@ -1,0 +1,174 @@
+"""One rank's training run: what Megatron's ``pretrain()`` is given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_moo.buckets.lanes import find_lanes
+from megatron_moo.buckets.seam import Seam, peer_groups
+from megatron_moo.buckets.step import MooStep
+from megatron_moo.data import LaneBatches, LanguageSampler, ValidationBatches, load_manifest, open_corpus
+from megatron_moo.data.schedule import LaneSchedule
+from megatron_moo.errors import MooError
+from megatron_moo.models.gpt import build_model
+from megatron_moo.training.arguments import lane_count, moo_config
+from megatron_moo.training.forward import Record, forward_step
+from megatron_moo.training.metrics import LossBook, MetricsWriter
+
+
+class TrainingRun:
+    """Connects manifest, corpus, schedule, MOO and metrics to Megatron.
+
+    Args:
+        args: Megatron's parsed and validated arguments with ours.
+    """
+
+    def __init__(self, args: Any) -> None:
+        self.args = args
+        self.manifest = load_manifest(args.languages)
+        self.corpus = open_corpus(args.corpus)
+        objectives = self.manifest.objectives
+        config = moo_config(args, len(objectives))
+        self.lanes = lane_count(args)
+        self.schedule = LaneSchedule(
+            objectives=len(objectives),
+            lanes=self.lanes,
+            slots=config.slots,
+            seed=args.seed,
+            presence=args.moo_presence,
+        )
+        self.step = MooStep(config, _method(config), objectives, self.schedule, _preference(self.manifest))
+        self.seen, self.unseen = tuple(self.manifest.languages), tuple(self.manifest.unseen)
+        self.metrics = MetricsWriter(Path(args.run_dir), self.step, self.seen)
+        self.validation_book = LossBook(len(self.seen) + len(self.unseen))
+        self.batches: LaneBatches | None = None
+        self._restored: dict[str, Any] = {}
+        self.seam = Seam(self.step, lambda: int(args.curr_iteration))
+        self.seam.on_training_log(self._log)
+        self.seam.carry_state(self._save, self._load)
+
+    # What Megatron calls --------------------------------------------------------------------------------------------
+
+    def model_provider(self, **kw: Any) -> Any:
+        """Build this rank's part of the model."""
+        return build_model(self.args, **kw)
+
+    def datasets(self, _samples: Any, vp_stage: int | None = None) -> tuple[Iterator, Iterator, None]:
+        """Training and validation iterators; every rank reads its own batches from the mapped corpus."""
+        from megatron.core import parallel_state as ps
+
+        dp_rank, dp_size = ps.get_data_parallel_rank(), ps.get_data_parallel_world_size()
+        lanes = find_lanes(peer_groups(ps), dp_rank)
+        if lanes.count != self.lanes:
+            raise MooError(f"{lanes.count} lanes were found, {self.lanes} expected", "parallel sizes")
+        args = self.args
+        micro_batches = args.global_batch_size // (args.micro_batch_size * dp_size * self.step.config.slots)
+        batches = LaneBatches(
+            LanguageSampler(self.corpus, "train", args.seq_length, args.seed),
+            self.schedule,
+            self.manifest,
+            lane=lanes.lane,
+            peer=lanes.peer,
+            peers=lanes.peers,
+            micro_batch_size=args.micro_batch_size,
+            micro_batches=micro_batches,
+            seed=args.seed,
+        )
+        if "data" in self._restored:
+            batches.load_state_dict(self._restored["data"])
+        self.batches = batches
+        valid = ValidationBatches(
+            LanguageSampler(self.corpus, "valid", args.seq_length, args.seed),
+            self.seen + self.unseen,
+            dp_rank,
+            dp_size,
+            args.micro_batch_size,
+        )
+        return iter(batches), iter(valid), None
+
+    datasets.is_distributed = True  # type: ignore[attr-defined]
+
+    def forward_step(self, data_iterator: Any, model: Any) -> tuple[torch.Tensor, Any]:
+        """One micro-batch; its loss is booked per language."""
+        return forward_step(data_iterator, model, record=lambda batch: self._record(batch, model.training))
+
+    def after_validation(self, model: Any) -> None:
+        """Write the validation losses of a pass over every language (Megatron's ``non_loss_data_func``)."""
+        device = torch.device(torch.cuda.current_device())
+        sums = self.validation_book.take(device)
+        dist.all_reduce(sums)
+        loss, bits = {}, {}
+        for tag, (total, tokens) in zip(self.seen + self.unseen, sums.tolist(), strict=True):
+            loss[tag] = total / tokens
+            bits[tag] = total / math.log(2) / self.corpus.stream(tag, "valid").bytes
+        self.metrics.event(
+            "valid",
+            step=self._validated_step(),
+            loss=loss,
+            bits_per_byte=bits,
+            seen=self.seen,
+            unseen=self.unseen,
+        )
+
+    # ----------------------------------------------------------------------------------------------------------------
+
+    def _validated_step(self) -> int:
+        # Megatron counts iterations from 1 when it logs and from 0 while a step runs.
+        return int(self.args.curr_iteration) + (1 if self.step.last is not None else 0)
+
+    def _record(self, batch: dict[str, Any], training: bool) -> Record:
+        from megatron.core import parallel_state as ps
+
+        if training and batch["objective"] != self.step.objective:
+            raise MooError(
+                f"lane {self.seam.lanes.lane if self.seam.lanes else '?'} was given objective "
+                f"{self.step.objectives[batch['objective']]!r}, the schedule says "
+                f"{self.step.objectives[self.step.objective]!r}",
+                f"step {self.args.curr_iteration}",
+            )
+        if ps.get_tensor_model_parallel_rank() != 0:
+            return lambda *_: None
+        return (self.metrics.book if training else self.validation_book).add
+
+    def _log(self, **kw: Any) -> None:
+        if self.batches is not None:
+            self.metrics.drawn = self.batches.drawn()
+        self.metrics.log_step(**kw)
+
+    def _save(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"method": self.step.method.state_dict()}
+        if self.batches is not None:
+            state["data"] = self.batches.state_dict()
+        return state
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self._restored = state
+        self.step.method.load_state_dict(state["method"])
+
+
+def _method(config: Any) -> Any:
+    from megatron_moo.moo import make_method
+
+    options = dict(config.options)
+    return make_method(config.method, **options)
+
+
+def _preference(manifest: Any) -> torch.Tensor | None:
+    """Preference of every objective, ``[K]`` fp64, or None when all are equal."""
+    total: list[float] = [0.0] * len(manifest.objectives)
+    for tag, language in manifest.languages.items():
+        total[manifest.objective_of[tag]] += language.preference
+    if _all_equal(total):
+        return None
+    vector = torch.tensor(total, dtype=torch.float64)
+    return vector / vector.sum()
+
+
+def _all_equal(values: Sequence[float]) -> bool:
+    return max(values) - min(values) <= 1e-12 * max(map(abs, values))

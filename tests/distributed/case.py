@@ -1,0 +1,154 @@
+"""A layout to be tested, as data, and the weights and batches that every layout must agree on.
+
+Weights come from the global name of a parameter and batches from (objective, occurrence, micro-batch), so that a rank
+at any layout builds its part of the same run, and one process can build all of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+VOCAB = 64
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the test matrix.
+
+    ``dp`` counts data-parallel ranks; the world is tp x pp x cp x dp. Flags beyond the layout go to ``flags``.
+    """
+
+    name: str
+    dp: int = 1
+    tp: int = 1
+    pp: int = 1
+    cp: int = 1
+    ep: int = 1
+    objectives: int = 2
+    slots: int = 1
+    micro_batches: int = 1
+    method: str = "mgda"
+    options: dict[str, Any] = field(default_factory=dict)
+    block: str = "layer"
+    rows: str = "fp32"
+    layers: int = 2
+    hidden: int = 32
+    seq: int = 16
+    ragged: bool = True
+    flags: tuple[str, ...] = ()
+    seed: int = 7
+    tolerance: float = 1e-5
+
+    @property
+    def world(self) -> int:
+        return self.dp * self.tp * self.pp * self.cp
+
+    @property
+    def lanes(self) -> int:
+        return self.dp // max(1, self.ep // self.cp)
+
+    @property
+    def peers(self) -> int:
+        return self.dp // self.lanes
+
+    def assignment(self, step: int) -> list[list[int]]:
+        """``[slots][lanes]`` objectives: every position in turn, shifted each step."""
+        return [
+            [(slot * self.lanes + lane + step) % self.objectives for lane in range(self.lanes)]
+            for slot in range(self.slots)
+        ]
+
+    def argv(self, alone: bool = False) -> list[str]:
+        """Megatron's flags; ``alone`` drops the parallelism (the single-process reference)."""
+        from megatron_moo.training.platform import CPU_FLAGS
+        from megatron_moo.training.recipe import REQUIRED, to_argv
+
+        sizes = {"tensor-model": 1, "pipeline-model": 1, "context": 1, "expert-model": 1}
+        if not alone:
+            sizes = {"tensor-model": self.tp, "pipeline-model": self.pp, "context": self.cp, "expert-model": self.ep}
+        values: dict[str, Any] = {
+            **CPU_FLAGS,
+            **REQUIRED,
+            "vocab-size": VOCAB,
+            "make-vocab-size-divisible-by": VOCAB // 2,
+            "num-layers": self.layers,
+            "hidden-size": self.hidden,
+            "ffn-hidden-size": 48,
+            "num-attention-heads": 4,
+            "seq-length": self.seq,
+            "max-position-embeddings": self.seq,
+            "micro-batch-size": 2,
+            "global-batch-size": 2 * self.slots * self.micro_batches * (1 if alone else self.dp),
+            "train-iters": 20,
+            "lr": 1e-3,
+            "clip-grad": 0.0,
+            "weight-decay": 0.0,
+            "normalization": "RMSNorm",
+            "position-embedding-type": "rope",
+            "disable-bias-linear": True,
+            "swiglu": True,
+            "attention-dropout": 0.0,
+            "hidden-dropout": 0.0,
+            "eval-iters": 0,
+            "eval-interval": 1000,
+            "rerun-mode": "disabled",
+            **{f"{kind}-parallel-size": size for kind, size in sizes.items()},
+        }
+        extra = [flag for flag in self.flags if not (alone and flag in _PARALLEL_FLAGS)]
+        if alone:
+            extra = _without_values(extra, _PARALLEL_VALUES)
+        per_token = [] if "--mean-per-micro-batch" in extra else ["--calculate-per-token-loss"]
+        extra = [flag for flag in extra if flag != "--mean-per-micro-batch"]
+        return [*to_argv(values), *per_token, *extra]
+
+
+_PARALLEL_FLAGS = ("--sequence-parallel", "--overlap-grad-reduce", "--overlap-param-gather")
+_PARALLEL_VALUES = ("--num-layers-per-virtual-pipeline-stage", "--ddp-bucket-size", "--ddp-num-buckets")
+
+
+def _without_values(flags: list[str], names: tuple[str, ...]) -> list[str]:
+    kept, skip = [], False
+    for flag in flags:
+        if skip:
+            skip = False
+        elif flag in names:
+            skip = True
+        else:
+            kept.append(flag)
+    return kept
+
+
+def full_weight(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    """The unsharded initial value of a parameter, from its global name alone."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+    values = torch.randn(shape, generator=generator)
+    return 1.0 + 0.1 * values if "norm" in name else 0.15 * values
+
+
+def batch(case: Case, step: int, slot: int, lane: int, peer: int, micro_batch: int) -> dict[str, torch.Tensor]:
+    """Micro-batch of a place in the step, the same whoever computes it: ``[2, seq]`` each.
+
+    Ragged cases mask a different number of tokens in every micro-batch.
+    """
+    place = ((step * case.slots + slot) * case.lanes + lane) * case.peers + peer
+    generator = torch.Generator().manual_seed(case.seed * 100_003 + place * 101 + micro_batch)
+    objective = case.assignment(step)[slot][lane]
+    # Objectives use different, overlapping parts of the vocabulary, so that their gradients differ.
+    low = objective * (VOCAB // 2) // max(1, case.objectives)
+    tokens = torch.randint(low, low + VOCAB // 2, (2, case.seq + 1), generator=generator)
+    mask = torch.ones(2, case.seq)
+    if case.ragged:
+        mask[:, int(torch.randint(case.seq // 2, case.seq, (1,), generator=generator)) :] = 0
+    return {
+        "tokens": tokens[:, :-1].contiguous(),
+        "labels": tokens[:, 1:].contiguous(),
+        "loss_mask": mask,
+        "position_ids": torch.arange(case.seq).repeat(2, 1),
+        "language": objective,  # type: ignore[dict-item]
+        "objective": objective,  # type: ignore[dict-item]
+    }

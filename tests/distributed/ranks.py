@@ -1,0 +1,246 @@
+"""What the ranks of a layout and the single process compute, under ``megatron.training`` itself."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from megatron_moo.buckets.config import MooConfig
+from megatron_moo.buckets.seam import Seam, global_names, initialise_with, peer_groups
+from megatron_moo.buckets.step import MooStep
+from tests.distributed.case import Case, batch
+from tests.distributed.sharding import set_weights
+
+
+def start(case: Case, alone: bool = False) -> Any:
+    """Parse the case's flags and start Megatron in this process; returns its arguments."""
+    from megatron.training import initialize
+    from megatron.training.arguments import parse_and_validate_args
+
+    from megatron_moo.training import platform
+    from megatron_moo.training.arguments import add_moo_arguments
+
+    platform.prepare()
+    sys.argv = ["test", *case.argv(alone)]
+    args = parse_and_validate_args(extra_args_provider=add_moo_arguments)
+    with platform.initialising():
+        initialize.initialize_megatron()
+    return args
+
+
+def make_step(case: Case, method: Any = None) -> MooStep:
+    from megatron_moo.moo import make_method
+
+    config = MooConfig(case.method, case.options, case.block, case.slots, row_dtype=case.rows, seed=case.seed)
+    names = [f"language{k}" for k in range(case.objectives)]
+    return MooStep(config, method or make_method(case.method, **case.options), names, case)
+
+
+def build(case: Case, args: Any) -> tuple[list[Any], Any, Any]:
+    """Model chunks, optimizer and scheduler, as ``pretrain()`` builds them, with the agreed weights."""
+    from megatron.core.enums import ModelType
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.training import training
+    from megatron.training.argument_utils import pretrain_cfg_container_from_args
+
+    from megatron_moo.models.gpt import build_model
+
+    model, optimizer, scheduler = training.setup_model_and_optimizer(
+        ModelType.encoder_or_decoder,
+        model_provider_func=partial(build_model, args),
+        checkpointing_context={},
+        cfg_container=pretrain_cfg_container_from_args(args),
+        pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
+    )
+    set_weights(model, case.seed)
+    optimizer.reload_model_params()
+    return model, optimizer, scheduler
+
+
+def batches_of_rank(case: Case, lane: int, peer: int, start_step: int = 0) -> Iterator[dict]:
+    """This rank's micro-batches, step by step, slot by slot."""
+    step = start_step
+    while True:
+        for slot in range(case.slots):
+            for micro_batch in range(case.micro_batches):
+                yield batch(case, step, slot, lane, peer, micro_batch)
+        step += 1
+
+
+def train_steps(
+    case: Case, steps: int = 1, plain: bool = False, method: Any = None
+) -> dict[str, Any]:
+    """Train on this rank; returns the losses and, per parameter, its name, place and update of the last step.
+
+    ``plain`` trains with Megatron's own reduce-scatter on the same batches.
+    """
+    from megatron.core import parallel_state as ps
+    from megatron.core.utils import get_model_config
+    from megatron.training import get_timers, training
+
+    from megatron_moo.buckets.lanes import find_lanes
+    from megatron_moo.training.forward import forward_step
+
+    args = start(case)
+    step = make_step(case, method)
+    seam = None if plain else Seam(step, lambda: args.curr_iteration)
+    model, optimizer, scheduler = build(case, args)
+    lanes = find_lanes(peer_groups(ps), ps.get_data_parallel_rank())
+    config = get_model_config(model[0])
+    config.grad_scale_func, config.timers = optimizer.scale_loss, get_timers()
+    if args.overlap_grad_reduce:
+        syncs = [chunk.no_sync for chunk in model]
+        config.no_sync_func = syncs[0] if len(model) == 1 else syncs
+    from megatron.core.distributed import finalize_model_grads
+
+    config.finalize_model_grads_func = finalize_model_grads
+    for chunk in model:
+        chunk.train()
+    iterators = [batches_of_rank(case, lanes.lane, lanes.peer) for _ in model]
+    data: Any = iterators if len(model) > 1 else iterators[0]
+    forward = partial(forward_step, record=lambda _batch: lambda *_: None)
+    schedule = training.get_forward_backward_func()
+    losses, gramians, weights, norms = [], [], [], []
+    for iteration in range(steps):
+        args.curr_iteration = iteration
+        losses_reduced, *_, grad_norm, _zeros, _logit = training.train_step(
+            lambda it, m: forward(it, m), data, model, optimizer, scheduler, config, schedule, iteration
+        )
+        losses.append({key: float(value) for key, value in losses_reduced.items()})
+        norms.append(None if grad_norm is None else float(grad_norm))
+        if step.last is not None:
+            gramians.append(step.last.gramians.clone())
+            weights.append(step.last.weights.clone())
+        if args.overlap_param_gather and iteration == 0:
+            training.enable_forward_pre_hook(model)
+    if args.overlap_param_gather:
+        training.disable_forward_pre_hook(model)
+    return {
+        "losses": losses,
+        "grad_norms": norms,
+        "gramians": gramians,
+        "weights": weights,
+        "blocks": list(step.block_names),
+        "grads": own_grads(model),
+        "params": {name: param.detach().clone() for c in model for param, name in global_names(c).items()},
+        "bytes": seam.exchange.bytes_sent if seam else None,
+    }
+
+
+def own_grads(model: list[Any]) -> list[dict[str, Any]]:
+    """What this rank owns of the update: per parameter its place in the whole and the values of its shard."""
+    from megatron.core import parallel_state as ps
+
+    from megatron_moo.buckets.seam import bucket_groups
+
+    pieces = []
+    for chunk in model:
+        names = global_names(chunk)
+        for group in bucket_groups([chunk]):
+            rank, size = (
+                group.intra_distributed_optimizer_instance_rank,
+                group.intra_distributed_optimizer_instance_size,
+            )
+            for bucket in group.buckets:
+                shard = bucket.grad_data.numel() // size
+                low, high = rank * shard, (rank + 1) * shard
+                for param, (start_, end) in bucket.param_to_index.items():
+                    first, last = max(start_, low), min(end, high)
+                    if first >= last:
+                        continue
+                    expert = not getattr(param, "allreduce", True)
+                    pieces.append(
+                        {
+                            "name": names[param],
+                            "values": bucket.grad_data[first:last].float().clone(),
+                            "range": (first - start_, last - start_),
+                            "shape": tuple(param.shape),
+                            "sharded": bool(getattr(param, "tensor_model_parallel", False)),
+                            "dim": getattr(param, "partition_dim", -1),
+                            "gated": chunk.config.gated_linear_unit and "linear_fc1" in names[param],
+                            "tp": ps.get_expert_tensor_parallel_rank()
+                            if expert
+                            else ps.get_tensor_model_parallel_rank(),
+                            "tied": bool(getattr(param, "shared_embedding", False)),
+                        }
+                    )
+    return pieces
+
+
+def layout_worker(rank: int, world: int, case: Case, **kw: Any) -> dict[str, Any]:
+    """Entry point of a pool rank."""
+    return train_steps(case, **kw)
+
+
+def reference_worker(rank: int, world: int, case: Case, step: int = 0) -> dict[str, Any]:
+    """K backward passes on the whole model in one process: rows, Gramians, weights and update of a step."""
+    from megatron_moo.buckets.blocks import block_of, natural_key
+    from megatron_moo.models.gpt import build_model
+    from megatron_moo.moo import make_method
+
+    args = start(case, alone=True)
+    model = build_model(args)
+    model.train()
+
+    class Chunk:  # global_names and set_weights read a wrapped chunk
+        module, config = model, model.config
+
+    set_weights([Chunk], case.seed)
+    names = {name: param for param, name in global_names(Chunk).items()}
+    rows, tokens = rows_of_step(case, model, names, step)
+    blocks: dict[str, list[str]] = {}
+    for name in names:
+        blocks.setdefault(block_of(name, case.block, "bucket"), []).append(name)
+    order = sorted(blocks, key=natural_key)
+    stacked = {
+        block: torch.stack([torch.cat([row[n].flatten() for n in blocks[block]]) for row in rows]).double()
+        for block in order
+    }
+    gramians = torch.stack([stacked[block] @ stacked[block].T for block in order])
+    method = make_method(case.method, **case.options)
+    weights = method(gramians, tokens=tokens, preference=None, step=step, block=order)
+    update = {
+        name: sum(w * row[name].double() for w, row in zip(weights[order.index(block)], rows, strict=True))
+        for block in order
+        for name in blocks[block]
+    }
+    return {
+        "blocks": order,
+        "members": blocks,
+        "gramians": gramians,
+        "weights": weights,
+        "update": update,
+        "norm": {block: float(stacked[block].norm()) for block in order},
+    }
+
+
+def rows_of_step(
+    case: Case, model: Any, names: dict[str, Any], step: int
+) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor]:
+    """Mean gradient of every objective over its tokens (or its micro-batches), and what it was averaged over."""
+    sums = [{name: torch.zeros_like(param) for name, param in names.items()} for _ in range(case.objectives)]
+    amount = torch.zeros(case.objectives, dtype=torch.float64)
+    per_token = "--mean-per-micro-batch" not in case.flags
+    for slot in range(case.slots):
+        for lane in range(case.lanes):
+            objective = case.assignment(step)[slot][lane]
+            for peer in range(case.peers):
+                for micro_batch in range(case.micro_batches):
+                    item = batch(case, step, slot, lane, peer, micro_batch)
+                    losses = model(item["tokens"], item["position_ids"], None, labels=item["labels"])
+                    loss, count = (losses * item["loss_mask"]).sum(), item["loss_mask"].sum()
+                    if not per_token:
+                        loss, count = loss / count, torch.tensor(1.0)
+                    grads = torch.autograd.grad(loss, list(names.values()), allow_unused=True)
+                    for name, grad in zip(names, grads, strict=True):
+                        if grad is not None:
+                            sums[objective][name] += grad
+                    amount[objective] += float(count)
+    rows = [
+        {name: g / amount[k].clamp(min=1e-30).float() for name, g in row.items()} for k, row in enumerate(sums)
+    ]
+    return rows, amount
