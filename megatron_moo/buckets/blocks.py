@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import torch
 
@@ -127,6 +128,8 @@ class BucketPlan:
         rank: this rank's place in the bucket's data-parallel group.
         lanes: lane of every member of that group, ``[members]``.
         segments: what this rank's shard holds.
+        instances: process group of this shard's owners in the other distributed-optimizer instances, or None. Their
+            rows are summands of ours.
     """
 
     name: str
@@ -134,6 +137,7 @@ class BucketPlan:
     rank: int
     lanes: tuple[int, ...]
     segments: tuple[Segment, ...]
+    instances: Any = None
 
     @property
     def members(self) -> int:

@@ -3,7 +3,7 @@
 Under sequence parallelism the gradient of a norm is a partial sum over tensor-parallel ranks; an embedding that is
 tied over pipeline stages has one summand on the first stage and one on the last. A Gramian is quadratic, so it must
 see the sums: they are formed here on a copy. The combination is linear, so the summands themselves are combined and
-left for finalize to add.
+left for finalize to add. With several distributed-optimizer instances a row is a sum over the instances.
 """
 
 from __future__ import annotations
@@ -13,6 +13,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+
+def sum_over(tensors: Sequence[torch.Tensor], group: Any) -> None:
+    """All-reduce tensors in place, also where ``dist.all_reduce`` is only queued.
+
+    Megatron calls the exchange inside ``_coalescing_manager``, which holds collectives of this module's kind back
+    until it ends; the group's own method is not held back.
+    """
+    for tensor in tensors:
+        if tensor.numel():
+            group.allreduce([tensor]).wait()
 
 
 def summed_copies(columns: Sequence[Sequence[torch.Tensor]], group: Any) -> list[torch.Tensor]:

@@ -46,6 +46,7 @@ PRIVATE_NAMES: tuple[tuple[str, str], ...] = (
     (_TRAINING, "get_forward_backward_func"),
     (_TRAINING, "get_optimizer_param_scheduler"),
     (_TRAINING, "training_log"),
+    (_TRAINING, "wrap_model_chunks_with_ddp"),
     (_TRAINING, "initialize_megatron"),
     (_TRAINING, "pretrain"),
 )
@@ -113,9 +114,11 @@ class Seam:
         buffer = importlib.import_module(_BUFFER)
         self.exchange = Exchange(step.arrived, torch.distributed.reduce_scatter_tensor)
         self._replace(buffer, "reduce_scatter_with_fp32_accumulation", self.exchange)
-        # DDP's constructor writes this global; remember it so that removal leaves no trace.
-        self._undo.append(partial(setattr, buffer, "dist_reduce_scatter_func", buffer.dist_reduce_scatter_func))
+        # DDP's constructor writes the same into this global when the flag is set; with several optimizer instances
+        # Megatron forbids the flag, and the global is the only way in.
+        self._replace(buffer, "dist_reduce_scatter_func", self.exchange)
         training = importlib.import_module(_TRAINING)
+        self._replace(training, "wrap_model_chunks_with_ddp", _bucketing_kept(training.wrap_model_chunks_with_ddp))
         get = training.get_forward_backward_func
         self._replace(
             training, "get_forward_backward_func", lambda *args, **kw: self.wrap_schedule(get(*args, **kw))
@@ -229,7 +232,8 @@ class Seam:
             return
         from megatron.core import parallel_state as ps
 
-        if not all(chunk.ddp_config.reduce_scatter_with_fp32_accumulation for chunk in chunks):
+        instances = chunks[0].ddp_config.num_distributed_optimizer_instances
+        if instances == 1 and not all(c.ddp_config.reduce_scatter_with_fp32_accumulation for c in chunks):
             raise MooError(
                 "without it Megatron drops the exchange's handle and gradients stay unreduced",
                 "--ddp-reduce-scatter-with-fp32-accumulation",
@@ -258,6 +262,20 @@ def bucket_groups(chunks: Sequence[Any]) -> Iterator[Any]:
         yield from chunk.expert_parallel_bucket_groups
 
 
+def _bucketing_kept(stock: Callable[..., list]) -> Callable[..., list]:
+    """Megatron's DDP wrapping with one bucket in every group.
+
+    It puts all buckets of a virtual pipeline chunk into one group, where the handle of a group with two buckets (the
+    tied embedding has its own) would be dropped.
+    """
+
+    def wrap(*args: Any, **kw: Any) -> list:
+        kw["disable_bucketing_per_chunk"] = None
+        return stock(*args, **kw)
+
+    return wrap
+
+
 @contextlib.contextmanager
 def finish_disabled(chunks: Sequence[Any]) -> Iterator[None]:
     """Let Megatron's finalize run without a second exchange (without overlap it would start one)."""
@@ -278,8 +296,15 @@ def peer_groups(ps: Any) -> list[list[int]]:
         ps.get_context_parallel_group(check_initialized=False),
         ps.get_expert_model_parallel_group(check_initialized=False),
         ps.get_expert_tensor_parallel_group(check_initialized=False),
+        _instance_group(ps),
     ]
     return [dist.get_process_group_ranks(group) for group in groups if group is not None]
+
+
+def _instance_group(ps: Any) -> Any:
+    """Owners of the same shard in all distributed-optimizer instances, or None when there is one instance."""
+    group = ps.get_inter_distributed_optimizer_instance_group(check_initialized=False)
+    return group if group is not None and group.size() > 1 else None
 
 
 def global_names(chunk: Any) -> dict[torch.nn.Parameter, str]:
@@ -349,9 +374,8 @@ def plan_buckets(chunks: Sequence[Any], block: str, lanes: Lanes) -> tuple[list[
             (rank * shard, (rank + 1) * shard),
             lambda item, bucket_name=name: index_of[block_of(item.name, block, bucket_name)],
         )
-        plans.append(
-            BucketPlan(name, bucket.grad_data, rank, tuple(lanes.of_rank[m] for m in members), segments)
-        )
+        member_lanes = tuple(lanes.of_rank[member] for member in members)
+        plans.append(BucketPlan(name, bucket.grad_data, rank, member_lanes, segments, _instance_group(ps)))
     return plans, blocks
 
 
@@ -360,11 +384,14 @@ def _kind_of(param: torch.nn.Parameter, name: str, chunk: Any, ps: Any) -> Kind:
     expert = not getattr(param, "allreduce", True)
     if getattr(param, "average_gradients_across_tp_domain", False):
         raise MooError("its gradient is averaged over tensor-parallel ranks, which MOO does not know", name)
-    if getattr(param, "shared_embedding", False) and ps.get_pipeline_model_parallel_world_size() > 1:
-        return Kind.PARTIAL_EMBD
+    instances = _instance_group(ps)
+    if instances is not None and instances.rank() != 0:
+        return Kind.COPY
     rank, size = ps.get_tensor_model_parallel_rank(), ps.get_tensor_model_parallel_world_size()
     if expert:
         rank, size = ps.get_expert_tensor_parallel_rank(), ps.get_expert_tensor_parallel_world_size()
+    if getattr(param, "shared_embedding", False) and ps.get_pipeline_model_parallel_world_size() > 1:
+        return Kind.PARTIAL_EMBD
     if size == 1 or getattr(param, "tensor_model_parallel", False):
         return Kind.OWN
     partial_sum = (config.sequence_parallel and getattr(param, "sequence_parallel", False)) or (

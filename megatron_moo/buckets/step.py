@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from megatron_moo.buckets.blocks import BucketPlan, Kind, Segment
 from megatron_moo.buckets.config import MooConfig
-from megatron_moo.buckets.partial import summed_copies
+from megatron_moo.buckets.partial import sum_over, summed_copies
 from megatron_moo.errors import MooError
 from megatron_moo.kernels import combine, gramian
 
@@ -163,11 +163,21 @@ class MooStep:
         if not self.is_last_slot:
             dtype = torch.bfloat16 if self.config.row_dtype == "bf16" else received.dtype
             alone = plan.members == 1  # then the rows are the gradient buffer itself, about to be zeroed
+            if plan.instances is not None:
+                sum_over([received], plan.instances)
             self._kept[plan.name].append(received.to(dtype, copy=alone))
             return
         if plan.members > 1:
             plan.rows.copy_(received)
+        if plan.instances is not None:
+            # Megatron itself sums this rank's own row over the instances, after this call: the rest is ours, and the
+            # Gramian waits for the end of the backward pass.
+            sum_over([plan.rows[: plan.rank], plan.rows[plan.rank + 1 :]], plan.instances)
         self._phase["exchange"] += time.perf_counter() - started
+        if plan.instances is None:
+            self._add_gramians(plan)
+
+    def _add_gramians(self, plan: BucketPlan) -> None:
         started = time.perf_counter()
         for segment in plan.segments:
             if segment.kind is Kind.OWN:
@@ -181,6 +191,9 @@ class MooStep:
 
     def resolve(self, exchange_s: float = 0.0) -> Resolved:
         """Reduce, solve and write the update into every bucket's own shard. A collective call."""
+        for plan in self.plans:
+            if plan.instances is not None:
+                self._add_gramians(plan)
         started = time.perf_counter()
         self._add_partial_gramians()
         raw, counts, same, *riders = self._reduced(

@@ -46,7 +46,6 @@ def lane_count(args: Any) -> int:
     tp, pp, cp = (
         getattr(args, f"{kind}_parallel_size") for kind in ("tensor_model", "pipeline_model", "context")
     )
-    ep = getattr(args, "expert_model_parallel_size", 1) or 1
     model = tp * pp * cp
     if args.world_size % model:
         raise MooError(
@@ -54,15 +53,16 @@ def lane_count(args: Any) -> int:
             "--nproc",
             f"use a multiple of {model} ranks",
         )
-    dp = args.world_size // model
-    peers = max(1, ep // cp)
-    if dp % peers:
+    # Expert groups are consecutive ranks of a stage, as tensor and context groups are: a lane is the larger of both.
+    expert = args.expert_model_parallel_size * (args.expert_tensor_parallel_size or tp)
+    size = max(tp * cp, expert) * args.num_distributed_optimizer_instances
+    if size % (tp * cp) or (args.world_size // pp) % size:
         raise MooError(
-            f"expert parallel size {ep} does not divide {dp} data-parallel ranks",
+            f"expert parallel size {args.expert_model_parallel_size} does not divide {args.world_size} ranks into lanes",
             "--expert-model-parallel-size",
-            f"use a multiple of {model * peers} ranks",
+            f"use a multiple of {size * pp} ranks",
         )
-    return dp // peers
+    return args.world_size // pp // size
 
 
 def slot_count(value: str, objectives: int, lanes: int) -> int:

@@ -89,6 +89,8 @@ def install() -> None:
     _fake_cuda_module()
     _redirect_factories()
     _redirect_moves()
+    _accept_tensor_splits()
+    _gather_uneven_sizes()
     _keep_prebuilt_helpers()
     _INSTALLED = True
 
@@ -194,6 +196,40 @@ def _redirect_moves() -> None:
     tensor.pin_memory = lambda self, *args, **kwargs: self
     module: Any = torch.nn.Module
     module.cuda = lambda self, *args, **kwargs: self
+
+
+def _accept_tensor_splits() -> None:
+    """Megatron's expert dispatcher hands split sizes as CPU tensors when nothing had to be moved off a GPU."""
+    stock = torch.distributed.all_to_all_single
+
+    def as_list(sizes: Any) -> Any:
+        return sizes.tolist() if isinstance(sizes, torch.Tensor) else sizes
+
+    def all_to_all_single(
+        output: Any, input: Any, output_split_sizes: Any = None, input_split_sizes: Any = None, *args: Any, **kw: Any
+    ) -> Any:
+        return stock(output, input, as_list(output_split_sizes), as_list(input_split_sizes), *args, **kw)
+
+    torch.distributed.all_to_all_single = all_to_all_single
+
+
+def _gather_uneven_sizes() -> None:
+    """Megatron's expert dispatcher gathers a different number of tokens from every rank; gloo pads, NCCL need not."""
+    stock = torch.distributed.all_gather
+
+    def all_gather(outputs: Any, tensor: Any, group: Any = None, async_op: bool = False) -> Any:
+        longest = max(output.shape[0] for output in outputs) if outputs[0].dim() else 0
+        if all(output.shape == tensor.shape for output in outputs) or not outputs[0].dim():
+            return stock(outputs, tensor, group=group, async_op=async_op)
+        padded = [output.new_empty(longest, *output.shape[1:]) for output in outputs]
+        mine = tensor.new_zeros(longest, *tensor.shape[1:])
+        mine[: tensor.shape[0]] = tensor
+        stock(padded, mine, group=group)
+        for output, full in zip(outputs, padded, strict=True):
+            output.copy_(full[: output.shape[0]])
+        return None
+
+    torch.distributed.all_gather = all_gather
 
 
 def _keep_prebuilt_helpers() -> None:

@@ -49,7 +49,18 @@ class Case:
 
     @property
     def lanes(self) -> int:
-        return self.dp // max(1, self.ep // self.cp)
+        inner = self.tp * self.cp
+        expert = self.ep * int(self.value("--expert-tensor-parallel-size", self.tp))
+        return self.dp * inner // max(inner, expert) // self.instances
+
+    @property
+    def instances(self) -> int:
+        """Distributed-optimizer instances; their ranks of the same shard are peers of one lane."""
+        return int(self.value("--num-distributed-optimizer-instances", 1))
+
+    def value(self, flag: str, default: Any) -> Any:
+        """Value of one of ``flags``."""
+        return self.flags[self.flags.index(flag) + 1] if flag in self.flags else default
 
     @property
     def peers(self) -> int:
@@ -98,6 +109,8 @@ class Case:
             "rerun-mode": "disabled",
             **{f"{kind}-parallel-size": size for kind, size in sizes.items()},
         }
+        if self.instances > 1:
+            values["ddp-reduce-scatter-with-fp32-accumulation"] = False
         extra = [flag for flag in self.flags if not (alone and flag in _PARALLEL_FLAGS)]
         if alone:
             extra = _without_values(extra, _PARALLEL_VALUES)
@@ -107,7 +120,8 @@ class Case:
 
 
 _PARALLEL_FLAGS = ("--sequence-parallel", "--overlap-grad-reduce", "--overlap-param-gather")
-_PARALLEL_VALUES = ("--num-layers-per-virtual-pipeline-stage", "--ddp-bucket-size", "--ddp-num-buckets")
+_PARALLEL_VALUES = ("--num-layers-per-virtual-pipeline-stage", "--ddp-bucket-size", "--ddp-num-buckets",
+                    "--num-distributed-optimizer-instances", "--expert-tensor-parallel-size")  # fmt: skip
 
 
 def _without_values(flags: list[str], names: tuple[str, ...]) -> list[str]:
