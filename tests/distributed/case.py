@@ -19,6 +19,7 @@ VOCAB = 64
 class Case:
     """One row of the test matrix.
 
+    ``turn`` moves every objective to another lane, ``ragged`` masks a different number of tokens everywhere.
     ``dp`` counts data-parallel ranks; the world is tp x pp x cp x dp. Flags beyond the layout go to ``flags``.
     """
 
@@ -39,6 +40,7 @@ class Case:
     hidden: int = 32
     seq: int = 16
     ragged: bool = True
+    turn: int = 0
     flags: tuple[str, ...] = ()
     seed: int = 7
     tolerance: float = 1e-5
@@ -69,7 +71,7 @@ class Case:
     def assignment(self, step: int) -> list[list[int]]:
         """``[slots][lanes]`` objectives: every position in turn, shifted each step."""
         return [
-            [(slot * self.lanes + lane + step) % self.objectives for lane in range(self.lanes)]
+            [(slot * self.lanes + lane + step + self.turn) % self.objectives for lane in range(self.lanes)]
             for slot in range(self.slots)
         ]
 
@@ -121,7 +123,8 @@ class Case:
 
 _PARALLEL_FLAGS = ("--sequence-parallel", "--overlap-grad-reduce", "--overlap-param-gather")
 _PARALLEL_VALUES = ("--num-layers-per-virtual-pipeline-stage", "--ddp-bucket-size", "--ddp-num-buckets",
-                    "--num-distributed-optimizer-instances", "--expert-tensor-parallel-size")  # fmt: skip
+                    "--num-distributed-optimizer-instances", "--expert-tensor-parallel-size",
+                    "--recompute-granularity", "--recompute-method", "--recompute-num-layers")  # fmt: skip
 
 
 def _without_values(flags: list[str], names: tuple[str, ...]) -> list[str]:
@@ -146,12 +149,13 @@ def full_weight(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
 
 def batch(case: Case, step: int, slot: int, lane: int, peer: int, micro_batch: int) -> dict[str, torch.Tensor]:
     """Micro-batch of a place in the step, the same whoever computes it: ``[2, seq]`` each.
-
-    Ragged cases mask a different number of tokens in every micro-batch.
     """
-    place = ((step * case.slots + slot) * case.lanes + lane) * case.peers + peer
+    assignment = case.assignment(step)
+    objective = assignment[slot][lane]
+    earlier = [other for row in assignment for other in row][: slot * case.lanes + lane]
+    # Data belongs to (objective, occurrence), not to the rank that computes it.
+    place = ((step * case.objectives + objective) * 8 + earlier.count(objective)) * case.peers + peer
     generator = torch.Generator().manual_seed(case.seed * 100_003 + place * 101 + micro_batch)
-    objective = case.assignment(step)[slot][lane]
     # Objectives use different, overlapping parts of the vocabulary, so that their gradients differ.
     low = objective * (VOCAB // 2) // max(1, case.objectives)
     tokens = torch.randint(low, low + VOCAB // 2, (2, case.seq + 1), generator=generator)

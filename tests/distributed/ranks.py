@@ -72,12 +72,17 @@ def batches_of_rank(case: Case, lane: int, peer: int, start_step: int = 0) -> It
 
 
 def train_steps(
-    case: Case, steps: int = 1, plain: bool = False, method: Any = None
+    case: Case, steps: int = 1, plain: bool = False, method: Any = None, broken: str | None = None
 ) -> dict[str, Any]:
     """Train on this rank; returns the losses and, per parameter, its name, place and update of the last step.
 
-    ``plain`` trains with Megatron's own reduce-scatter on the same batches.
+    ``plain`` trains with Megatron's own reduce-scatter on the same batches. ``broken`` names a trap whose handling is
+    taken out (``tests/distributed/traps.py``).
     """
+    if broken is not None:
+        from tests.distributed import traps
+
+        getattr(traps, broken)()
     from megatron.core import parallel_state as ps
     from megatron.core.utils import get_model_config
     from megatron.training import get_timers, training

@@ -1,0 +1,79 @@
+"""The test matrix: layout x method x block x slots, as data. ``docs/layouts.md`` is generated from its results."""
+
+from __future__ import annotations
+
+from tests.distributed.case import Case
+
+OVERLAP = ("--overlap-grad-reduce",)
+SMALL_BUCKETS = (*OVERLAP, "--ddp-bucket-size", "4000")
+SEQUENCE = ("--sequence-parallel",)
+UNTIED = ("--untie-embeddings-and-output-weights",)
+QK_NORM = ("--qk-layernorm",)
+LAYER_NORM = ("--normalization", "LayerNorm")
+PER_MICRO_BATCH = ("--mean-per-micro-batch",)
+MOE = (
+    "--num-experts", "4", "--moe-router-topk", "2", "--moe-ffn-hidden-size", "24",
+    "--moe-token-dispatcher-type", "alltoall", "--moe-router-load-balancing-type", "none",
+)  # fmt: skip
+MIXTRAL = (*MOE, "--moe-router-pre-softmax")
+VIRTUAL = ("--num-layers-per-virtual-pipeline-stage", "1")
+TWO_INSTANCES = ("--num-distributed-optimizer-instances", "2")
+RECOMPUTE = ("--recompute-granularity", "full", "--recompute-method", "uniform", "--recompute-num-layers", "1")
+
+CASES: tuple[Case, ...] = (
+    # Data parallelism, slots, accumulation.
+    Case("one process, 2 slots", dp=1, slots=2, method="mgda"),
+    Case("one process, 4 slots", dp=1, slots=4, objectives=4, method="cagrad"),
+    Case("dp 2", dp=2, method="cagrad"),
+    Case("dp 2, overlap, small buckets", dp=2, method="pcgrad", flags=SMALL_BUCKETS),
+    Case("dp 2, 2 slots", dp=2, slots=2, objectives=4, method="cagrad", flags=OVERLAP),
+    Case("dp 2, 2 slots, bf16 rows", dp=2, slots=2, objectives=4, rows="bf16", method="cagrad", tolerance=5e-3),
+    Case("dp 2, 2 slots, 3 objectives", dp=2, slots=2, objectives=3, method="mgda"),
+    Case("dp 4", dp=4, objectives=4, method="cagrad", flags=OVERLAP),
+    Case("dp 4, 2 objectives, accumulation", dp=4, micro_batches=2, method="mgda"),
+    Case("dp 8", dp=8, objectives=8, method="cagrad", flags=SMALL_BUCKETS),
+    Case("dp 2, mean per micro-batch", dp=2, slots=2, objectives=3, micro_batches=2, flags=PER_MICRO_BATCH),
+    Case("dp 2, recomputation", dp=2, flags=RECOMPUTE),
+    # Blocks.
+    Case("block model", dp=2, block="model", method="cagrad", flags=OVERLAP),
+    Case("block module", dp=2, block="module", method="mgda"),
+    Case("block param", dp=2, block="param", method="pcgrad", flags=SMALL_BUCKETS),
+    Case("block param, dp 4", dp=4, objectives=4, block="param", method="cagrad"),
+    # Tensor and sequence parallelism.
+    Case("tp 2", dp=2, tp=2, method="cagrad"),
+    Case("tp 2, sp", dp=2, tp=2, method="mgda", flags=(*SEQUENCE, *OVERLAP)),
+    Case("tp 2, sp, LayerNorm", dp=2, tp=2, method="cagrad", flags=(*SEQUENCE, *LAYER_NORM)),
+    Case("tp 2, qk norm", dp=2, tp=2, method="mgda", flags=QK_NORM),
+    Case("tp 2, sp, qk norm, untied", dp=2, tp=2, method="cagrad", flags=(*SEQUENCE, *QK_NORM, *UNTIED)),
+    Case("tp 2, sp, block param", dp=2, tp=2, block="param", method="cagrad", flags=SEQUENCE),
+    Case("tp 2, sp, block model", dp=2, tp=2, block="model", method="mgda", flags=SEQUENCE),
+    Case("tp 2, sp, 2 slots", dp=2, tp=2, slots=2, objectives=4, method="cagrad", flags=SEQUENCE),
+    # Pipeline parallelism.
+    Case("pp 2, tied", dp=2, pp=2, micro_batches=2, method="cagrad"),
+    Case("pp 2, tied, overlap", dp=2, pp=2, micro_batches=2, method="mgda", flags=OVERLAP),
+    Case("pp 2, untied", dp=2, pp=2, method="cagrad", flags=(*UNTIED, *OVERLAP)),
+    Case("pp 2, tied, 2 slots", dp=2, pp=2, slots=2, objectives=4, micro_batches=2, method="mgda"),
+    Case("pp 2, tied, block model", dp=2, pp=2, block="model", method="cagrad"),
+    Case("pp 2, interleaved", dp=2, pp=2, layers=4, micro_batches=2, method="cagrad", flags=VIRTUAL),
+    Case("pp 2, interleaved, overlap", dp=2, pp=2, layers=4, micro_batches=2, flags=(*VIRTUAL, *OVERLAP)),
+    # Context parallelism.
+    Case("cp 2", dp=2, cp=2, method="cagrad"),
+    Case("cp 2, overlap, 2 slots", dp=2, cp=2, slots=2, objectives=4, method="mgda", flags=OVERLAP),
+    Case("cp 2, tp 2, sp", dp=2, cp=2, tp=2, method="cagrad", flags=SEQUENCE),
+    Case("cp 2, mean per micro-batch", dp=2, cp=2, ragged=False, method="mgda", flags=PER_MICRO_BATCH),
+    # Experts.
+    Case("moe, dp 2", dp=2, method="cagrad", flags=MOE),
+    Case("moe, ep 2", dp=4, ep=2, method="mgda", flags=MOE),
+    Case("moe, ep 2, qk norm", dp=4, ep=2, method="cagrad", flags=(*MOE, *QK_NORM, *OVERLAP)),
+    Case("mixtral-like, ep 2", dp=4, ep=2, method="cagrad", flags=(*MIXTRAL, *UNTIED)),
+    Case("moe, ep 2, tp 2, sp", dp=2, ep=2, tp=2, slots=2, method="cagrad", flags=(*MOE, *SEQUENCE)),
+    Case("moe, ep 2, etp 1, tp 2", dp=2, ep=2, tp=2, method="mgda",
+         flags=(*MOE, *SEQUENCE, "--expert-tensor-parallel-size", "1")),
+    Case("moe, ep 2, cp 2", dp=2, ep=2, cp=2, method="cagrad", flags=MOE),
+    Case("moe, ep 2, block param", dp=4, ep=2, block="param", method="mgda", flags=MOE),
+    # Everything together, and several optimizer instances.
+    Case("tp 2, pp 2, dp 2, sp", dp=2, tp=2, pp=2, method="cagrad", flags=(*SEQUENCE, *OVERLAP)),
+    Case("tp 2, pp 2, dp 2, untied, param", dp=2, tp=2, pp=2, block="param", flags=(*SEQUENCE, *UNTIED)),
+    Case("2 instances", dp=4, method="cagrad", flags=(*TWO_INSTANCES, *OVERLAP)),
+    Case("2 instances, 2 slots", dp=4, slots=2, objectives=4, method="mgda", flags=TWO_INSTANCES),
+)  # fmt: skip

@@ -1,0 +1,82 @@
+"""The traps of DESIGN section 3, each with its handling taken out: a test must see the update go wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron_moo.buckets import seam, step
+from megatron_moo.buckets.blocks import Kind
+
+
+def _kinds(change: dict[Kind, Kind]) -> None:
+    stock = seam._kind_of
+    seam._kind_of = lambda *args: change.get(kind := stock(*args), kind)
+
+
+def count_replicas_everywhere() -> None:
+    """Parameters replicated over TP enter the Gramian once per rank."""
+    _kinds({Kind.COPY: Kind.OWN})
+
+
+def forget_sequence_parallel_sums() -> None:
+    """Norm gradients under sequence parallelism enter the Gramian as partial sums."""
+    _kinds({Kind.PARTIAL_TP: Kind.OWN})
+
+
+def forget_tied_embedding() -> None:
+    """The summands of an embedding tied over pipeline stages enter the Gramian apart."""
+    _kinds({Kind.PARTIAL_EMBD: Kind.OWN})
+
+
+def forget_tokens() -> None:
+    """Rows are sums over tokens instead of means."""
+    stock = step.MooStep.count
+    step.MooStep.count = lambda self, amount: stock(self, 1.0)  # type: ignore[method-assign]
+
+
+def forget_to_reduce_gramians() -> None:
+    """Every rank solves with the Gramian of its own shard."""
+    stock = step.MooStep._reduced
+
+    def local(parts: list) -> list:
+        return [parts[0], *stock(parts[1:])]
+
+    step.MooStep._reduced = staticmethod(local)  # type: ignore[method-assign]
+
+
+def forget_expert_peers() -> None:
+    """Expert-parallel peers are taken for lanes of their own."""
+    stock = seam.peer_groups
+
+    def without_experts(ps: Any) -> list:
+        import torch.distributed as dist
+
+        expert = dist.get_process_group_ranks(ps.get_expert_model_parallel_group())
+        return [group for group in stock(ps) if group != expert]
+
+    seam.peer_groups = without_experts
+
+
+def finish_twice() -> None:
+    """Megatron's finalize starts a second exchange of buckets that hold parked rows."""
+    import contextlib
+
+    seam.finish_disabled = lambda chunks: contextlib.nullcontext()  # type: ignore[assignment]
+
+
+def forget_kept_slots() -> None:
+    """Rows of earlier slots are zeroed with the gradient buffer that they alias."""
+    stock = step.MooStep.arrived
+
+    def alias(self: Any, plan: Any, received: Any) -> None:
+        if self.is_last_slot:
+            stock(self, plan, received)
+        else:
+            self._kept[plan.name].append(received)
+
+    step.MooStep.arrived = alias  # type: ignore[method-assign]
+
+
+def forget_instances() -> None:
+    """Rows are not summed over distributed-optimizer instances."""
+    step.sum_over = lambda tensors, group: None  # type: ignore[assignment]
