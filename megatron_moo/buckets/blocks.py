@@ -19,6 +19,8 @@ from typing import Any
 import torch
 
 BLOCKS = ("bucket", "layer", "module", "param", "model")
+# Parameters that the user leaves at the plain mean.
+EXCLUDED = "excluded"
 
 _LAYER = re.compile(r"^(.*?\blayers\.\d+)\.(.*)$")
 _HEAD = ("output_layer", "final_layernorm", "decoder.final_layernorm")
@@ -53,17 +55,20 @@ class Placed:
     kind: Kind
 
 
-def block_of(name: str, block: str, bucket: str) -> str:
+def block_of(name: str, block: str, bucket: str, exclude: str | None = None) -> str:
     """The block that holds parameter ``name``.
 
     Args:
         name: global parameter name (layers counted over the whole model).
         block: one of :data:`BLOCKS`.
         bucket: name of the bucket that holds the parameter.
+        exclude: regular expression; parameters in which it is found form the block :data:`EXCLUDED`.
 
     Raises:
         ValueError: for an unknown kind of block.
     """
+    if exclude is not None and re.search(exclude, name):
+        return EXCLUDED
     if block == "model":
         return "model"
     if block == "param":
@@ -128,6 +133,7 @@ class BucketPlan:
         rank: this rank's place in the bucket's data-parallel group.
         lanes: lane of every member of that group, ``[members]``.
         segments: what this rank's shard holds.
+        whole: what the whole bucket holds, with places in the bucket.
         instances: process group of this shard's owners in the other distributed-optimizer instances, or None. Their
             rows are summands of ours.
     """
@@ -137,6 +143,7 @@ class BucketPlan:
     rank: int
     lanes: tuple[int, ...]
     segments: tuple[Segment, ...]
+    whole: tuple[Segment, ...] = ()
     instances: Any = None
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,9 @@ class MooConfig:
         rescale: ``mean`` gives the update of a block the norm of the mean gradient.
         row_dtype: dtype in which the rows of earlier slots are kept, ``fp32`` or ``bf16``.
         seed: of everything random in the methods.
+        exclude: regular expression of parameters that stay at the plain mean, or None.
+        observe: measure Gramians and conflict, leave the update to Megatron.
+        every: solve every so many steps; in between, cached weights and Megatron's own reduce-scatter.
     """
 
     method: str = "cagrad"
@@ -33,6 +37,9 @@ class MooConfig:
     rescale: str = "none"
     row_dtype: str = "fp32"
     seed: int = 1234
+    exclude: str | None = None
+    observe: bool = False
+    every: int = 1
 
     def __post_init__(self) -> None:
         for flag, value, choices in (
@@ -44,3 +51,12 @@ class MooConfig:
                 raise MooError(f"unknown value {value!r}", flag, f"choose from {', '.join(choices)}")
         if self.slots < 1:
             raise MooError(f"{self.slots} slots", "--moo-slots", "give at least 1")
+        if self.every < 1:
+            raise MooError(f"{self.every} steps", "--moo-every", "give at least 1")
+        if self.every > 1 and self.observe:
+            raise MooError("does nothing with --moo-observe, which never uses weights", "--moo-every")
+        if self.exclude is not None:
+            try:
+                re.compile(self.exclude)
+            except re.error as error:
+                raise MooError(f"{self.exclude!r} is no regular expression ({error})", "--moo-exclude") from None

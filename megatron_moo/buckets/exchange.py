@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,18 +45,23 @@ class Arrival:
         self._arrived(self._plan, received)
 
 
+class Done:
+    """The handle of something that needs no waiting."""
+
+    def wait(self) -> None: ...
+
+
 class Exchange:
     """Megatron's reduce-scatter function for our buckets; every other tensor goes to the stock function.
 
     Args:
-        arrived: called with the plan and the received rows ``[members, shard]``.
-        stock: ``torch.distributed.reduce_scatter_tensor`` or its like.
+        step: told of the rows ``[members, shard]`` that arrive; between solves it scales buckets instead.
+        stock: ``torch.distributed.reduce_scatter_tensor``, for tensors that are not ours.
+        reduce: Megatron's fp32-accumulating reduce-scatter, for our buckets between solves.
     """
 
-    def __init__(
-        self, arrived: Callable[[BucketPlan, torch.Tensor], None], stock: Callable[..., Any]
-    ) -> None:
-        self._arrived, self._stock = arrived, stock
+    def __init__(self, step: Any, stock: Callable[..., Any], reduce: Callable[..., Any]) -> None:
+        self._step, self._stock, self._reduce = step, stock, reduce
         self._plans: dict[int, BucketPlan] = {}
         self.seconds = 0.0
         self.bytes_sent = 0
@@ -79,6 +85,9 @@ class Exchange:
         plan = self._plans.get(input.data_ptr())
         if plan is None or plan.grad.numel() != input.numel():
             return self._stock(output, input, op=op, group=group, async_op=async_op)
+        if not self._step.solving:
+            sync = partial(self._reduce, output, input, op=op, group=group, async_op=async_op)
+            return self._step.reduce_scaled(plan, sync) or (Done() if async_op else None)
         started = time.perf_counter()
         work = None
         if plan.members == 1:
@@ -88,7 +97,7 @@ class Exchange:
             work = dist.all_to_all_single(received, input, group=group, async_op=async_op)
             self.bytes_sent += input.numel() * input.element_size() * (plan.members - 1) // plan.members
         self._count(time.perf_counter() - started)
-        arrival = Arrival(plan, received.view(plan.members, -1), work, self._arrived, self._count)
+        arrival = Arrival(plan, received.view(plan.members, -1), work, self._step.arrived, self._count)
         if async_op:
             return arrival
         arrival.wait()

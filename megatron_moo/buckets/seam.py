@@ -112,7 +112,9 @@ class Seam:
         self._chunks: list[Any] = []
         self._undo: list[Callable[[], None]] = []
         buffer = importlib.import_module(_BUFFER)
-        self.exchange = Exchange(step.arrived, torch.distributed.reduce_scatter_tensor)
+        self.exchange = Exchange(
+            step, torch.distributed.reduce_scatter_tensor, buffer.reduce_scatter_with_fp32_accumulation
+        )
         self._replace(buffer, "reduce_scatter_with_fp32_accumulation", self.exchange)
         # DDP's constructor writes the same into this global when the flag is set; with several optimizer instances
         # Megatron forbids the flag, and the global is the only way in.
@@ -147,11 +149,15 @@ class Seam:
         self._replace(training, "training_log", log)
 
     def carry_state(self, save: Callable[[], dict], load: Callable[[dict], None]) -> None:
-        """Keep ``save()`` in every checkpoint, beside the learning-rate scheduler's state, and ``load`` it back."""
+        """Keep ``save()`` in every checkpoint, beside the learning-rate scheduler's state, and ``load`` it back.
+
+        Also lets a step in which no objective had a finite gradient pass without touching parameters and optimizer.
+        """
         training = importlib.import_module(_TRAINING)
         stock = training.get_optimizer_param_scheduler
 
         def build(optimizer: Any) -> Any:
+            skip_when_all_dropped(optimizer, self.step)
             scheduler = stock(optimizer)
             get, put = scheduler.state_dict, scheduler.load_state_dict
 
@@ -179,6 +185,8 @@ class Seam:
             if kw.get("force_all_reduce"):
                 raise MooError("an all-reduced gradient bypasses MOO", "--save-wgrads-interval", "remove it")
             slots = self.step.config.slots
+            if self.step.config.observe and slots > 1 and not chunks[0].config.calculate_per_token_loss:
+                raise MooError("with several slots needs --calculate-per-token-loss", "--moo-observe")
             if kw["num_microbatches"] % slots:
                 raise MooError(
                     f"{kw['num_microbatches']} micro-batches do not split into {slots} slots",
@@ -189,6 +197,9 @@ class Seam:
             self.exchange.reset()
             self.step.begin(self.current_step())
             config = chunks[0].config
+            self._tokens = None
+            if not self.step.solving:
+                kw["data_iterator"] = self._look_ahead(kw["data_iterator"], kw["num_microbatches"], config)
             stock = config.finalize_model_grads_func
             losses: list = []
             config.finalize_model_grads_func = partial(self._finalize, stock)
@@ -197,7 +208,7 @@ class Seam:
                     self.step.begin_slot(slot)
                     if slot:
                         for chunk in chunks:
-                            chunk.zero_grad_buffer()
+                            _begin_pass(chunk, zero=self.step.zeroes_between_slots)
                     losses += schedule(**kw)
             finally:
                 config.finalize_model_grads_func = stock
@@ -217,14 +228,32 @@ class Seam:
             chunk.finish_grad_sync()
         share = 1.0 / self._dp_cp_size if num_tokens is None else num_tokens
         self.step.count(share)
+        if num_tokens is not None:
+            self._tokens = num_tokens if self._tokens is None else self._tokens + num_tokens
         if not self.step.is_last_slot:
             # The parameters have not changed: the next slot's forward pass must not gather them again.
             for group in bucket_groups(model):
                 group.param_gather_dispatched = True
             return
         self.step.resolve(self.exchange.seconds)
+        # Our update is a mean over tokens already; Megatron's own sum is divided by them as always.
+        tokens = self._tokens if self.step.config.observe else None
         with finish_disabled(model):
-            stock(model, None, pg_collection=pg_collection, force_all_reduce=force_all_reduce)
+            stock(model, tokens, pg_collection=pg_collection, force_all_reduce=force_all_reduce)
+
+    def _look_ahead(self, data: Any, micro_batches: int, config: Any) -> Any:
+        """Draw the step's batches before its first pass, to know the tokens per objective (a collective call)."""
+        iterators = data if isinstance(data, list) else [data]
+        slots = self.step.config.slots
+        drawn = [[next(iterator) for _ in range(slots * micro_batches)] for iterator in iterators]
+        if config.calculate_per_token_loss:
+            amounts = [float(batch["loss_mask"].sum()) for batch in drawn[0]]
+        else:
+            # Each data-parallel rank counts its context-parallel peers' shares too.
+            amounts = [self._cp_size / self._dp_cp_size / micro_batches for _ in drawn[0]]
+        self.step.look_ahead([amounts[i : i + micro_batches] for i in range(0, len(amounts), micro_batches)])
+        replay = [iter(batches) for batches in drawn]
+        return replay if isinstance(data, list) else replay[0]
 
     def _attach(self, chunks: list[Any]) -> None:
         """Find lanes, blocks and buckets of the model once DDP has wrapped it; a collective call."""
@@ -241,8 +270,9 @@ class Seam:
             )
         self._chunks = chunks
         self.lanes = find_lanes(peer_groups(ps), ps.get_data_parallel_rank())
+        self._cp_size = ps.get_context_parallel_world_size()
         self._dp_cp_size = ps.get_data_parallel_world_size(with_context_parallel=True)
-        plans, names = plan_buckets(chunks, self.step.config.block, self.lanes)
+        plans, names = plan_buckets(chunks, self.step.config.block, self.lanes, self.step.config.exclude)
         self.exchange.register(plans)
         self.step.place(
             plans,
@@ -250,9 +280,24 @@ class Seam:
             self.lanes.lane,
             counts_tokens=ps.get_tensor_model_parallel_rank() == 0
             and ps.is_pipeline_last_stage(ignore_virtual=True),
+            counts_ahead=ps.get_tensor_model_parallel_rank() == 0
+            and ps.get_context_parallel_rank() == 0
+            and ps.is_pipeline_first_stage(ignore_virtual=True),
             tp_group=ps.get_tensor_model_parallel_group(),
             embd_group=ps.get_embedding_group(check_initialized=False),
         )
+
+
+def skip_when_all_dropped(optimizer: Any, step: MooStep) -> None:
+    """Report an unsuccessful update, as Megatron does for a loss-scale overflow, when every row was dropped."""
+    take = optimizer.step
+
+    def maybe_step() -> tuple:
+        if step.last is not None and bool(step.last.dropped.all()):
+            return False, None, None
+        return take()
+
+    optimizer.step = maybe_step
 
 
 def bucket_groups(chunks: Sequence[Any]) -> Iterator[Any]:
@@ -260,6 +305,17 @@ def bucket_groups(chunks: Sequence[Any]) -> Iterator[Any]:
     for chunk in chunks:
         yield from chunk.bucket_groups
         yield from chunk.expert_parallel_bucket_groups
+
+
+def _begin_pass(chunk: Any, zero: bool) -> None:
+    """What ``zero_grad_buffer`` does before a pass, with or without the zeroing."""
+    if zero:
+        chunk.zero_grad_buffer()
+        return
+    for param in chunk.params_with_grad:
+        param.grad_added_to_main_grad = False
+    for group in bucket_groups([chunk]):
+        group.reset()
 
 
 def _bucketing_kept(stock: Callable[..., list]) -> Callable[..., list]:
@@ -338,13 +394,16 @@ def global_names(chunk: Any) -> dict[torch.nn.Parameter, str]:
     return found
 
 
-def plan_buckets(chunks: Sequence[Any], block: str, lanes: Lanes) -> tuple[list[BucketPlan], list[str]]:
+def plan_buckets(
+    chunks: Sequence[Any], block: str, lanes: Lanes, exclude: str | None = None
+) -> tuple[list[BucketPlan], list[str]]:
     """This rank's buckets and the whole model's block names; a collective call.
 
     Args:
         chunks: DDP-wrapped model chunks.
         block: kind of block (``MooConfig.block``).
         lanes: lanes of the world.
+        exclude: regular expression of parameters that stay at the plain mean.
     """
     from megatron.core import parallel_state as ps
 
@@ -359,7 +418,7 @@ def plan_buckets(chunks: Sequence[Any], block: str, lanes: Lanes) -> tuple[list[
                     for param in bucket.params_list
                 ]
                 named.append((f"stage{stage}.chunk{number}.bucket{index}.{part}", group, bucket, placed))
-    local = {block_of(item.name, block, bucket) for bucket, _, _, placed in named for item in placed}
+    local = {block_of(item.name, block, bucket, exclude) for bucket, _, _, placed in named for item in placed}
     everyone: list = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, sorted(local))
     blocks = sorted({name for names in everyone for name in names}, key=natural_key)
@@ -372,10 +431,19 @@ def plan_buckets(chunks: Sequence[Any], block: str, lanes: Lanes) -> tuple[list[
         segments = segments_of_shard(
             placed,
             (rank * shard, (rank + 1) * shard),
-            lambda item, bucket_name=name: index_of[block_of(item.name, block, bucket_name)],
+            lambda item, bucket_name=name: index_of[
+                block_of(item.name, block, bucket_name, exclude)
+            ],
+        )
+        whole = segments_of_shard(
+            placed,
+            (0, bucket.grad_data.numel()),
+            lambda item, bucket_name=name: index_of[
+                block_of(item.name, block, bucket_name, exclude)
+            ],
         )
         member_lanes = tuple(lanes.of_rank[member] for member in members)
-        plans.append(BucketPlan(name, bucket.grad_data, rank, member_lanes, segments, _instance_group(ps)))
+        plans.append(BucketPlan(name, bucket.grad_data, rank, member_lanes, segments, whole, _instance_group(ps)))
     return plans, blocks
 
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-from megatron_moo.buckets.blocks import BucketPlan, Kind, Segment
+from megatron_moo.buckets.blocks import EXCLUDED, BucketPlan, Kind, Segment
 from megatron_moo.buckets.config import MooConfig
 from megatron_moo.buckets.partial import sum_over, summed_copies
 from megatron_moo.errors import MooError
@@ -48,6 +48,7 @@ class Resolved:
             whole-model rows and their squared norms; zeros for the others. Its cosine is the noise floor.
         riders: what others asked to be summed in the same reduction.
         phase_s: seconds spent in the exchange, the Gramian, the solve and the combination.
+        staleness: steps since the weights were solved for.
     """
 
     step: int
@@ -58,6 +59,7 @@ class Resolved:
     same: torch.Tensor
     riders: list[torch.Tensor] = field(default_factory=list)
     phase_s: dict[str, float] = field(default_factory=dict)
+    staleness: int = 0
 
 
 def twins(assignment: list[list[int]]) -> list[tuple[int, tuple[int, int], tuple[int, int]]]:
@@ -72,6 +74,9 @@ def twins(assignment: list[list[int]]) -> list[tuple[int, tuple[int, int], tuple
 class MooStep:
     """The rank's part of Bucket-Level MOO.
 
+    ``solving`` says whether the step under way exchanges rows, ``zeroes_between_slots`` whether every slot starts
+    from an empty gradient buffer.
+
     Args:
         config: the user's choice.
         method: Gramians ``[B, K, K]`` to weights ``[B, K]`` (``megatron_moo.moo``).
@@ -79,6 +84,8 @@ class MooStep:
         schedule: objective of every (slot, lane) at a step.
         preference: ``[K]``, sums to 1, or None for uniform.
     """
+
+    zeroes_between_slots = True
 
     def __init__(
         self,
@@ -100,6 +107,7 @@ class MooStep:
         self._embd_group: Any = None
         self._lane = 0
         self._drops = 0
+        self.solving = True
         self._slot = 0
         self._step = 0
 
@@ -113,6 +121,7 @@ class MooStep:
         block_names: Sequence[str],
         lane: int,
         counts_tokens: bool,
+        counts_ahead: bool = True,
         tp_group: Any = None,
         embd_group: Any = None,
     ) -> None:
@@ -122,10 +131,13 @@ class MooStep:
             plans: the rank's buckets, in an order that tensor-parallel peers share.
             block_names: every block of the model, the same list on all ranks.
             lane: this rank's lane.
-            counts_tokens: whether this rank reports its tokens (one rank per data-parallel and context-parallel rank).
+            counts_tokens: whether this rank reports the tokens of its loss (one rank per data-parallel and
+                context-parallel rank).
+            counts_ahead: whether it reports the tokens of its batches (one rank per data-parallel rank).
             tp_group, embd_group: where copies of partial rows are summed.
         """
         self.plans, self.block_names, self._lane = plans, tuple(block_names), lane
+        self._counts_ahead = counts_ahead
         self._counts_tokens, self._tp_group, self._embd_group = counts_tokens, tp_group, embd_group
 
     def begin(self, step: int) -> None:
@@ -159,14 +171,22 @@ class MooStep:
 
     def arrived(self, plan: BucketPlan, received: torch.Tensor) -> None:
         """Park or keep the rows ``[members, shard]`` of a bucket; in the last slot form their Gramians."""
+        if self.is_last_slot:
+            self._park(plan, received)
+        else:
+            self._keep(plan, received)
+
+    def _keep(self, plan: BucketPlan, received: torch.Tensor) -> None:
+        """Keep the rows of an earlier slot outside the gradient buffer."""
+        dtype = torch.bfloat16 if self.config.row_dtype == "bf16" else received.dtype
+        alone = plan.members == 1  # then the rows are the gradient buffer itself, about to be zeroed
+        if plan.instances is not None:
+            sum_over([received], plan.instances)
+        self._kept[plan.name].append(received.to(dtype, copy=alone))
+
+    def _park(self, plan: BucketPlan, received: torch.Tensor) -> None:
+        """Copy the rows of the last slot over the gradient buffer, which is dead until the next zeroing."""
         started = time.perf_counter()
-        if not self.is_last_slot:
-            dtype = torch.bfloat16 if self.config.row_dtype == "bf16" else received.dtype
-            alone = plan.members == 1  # then the rows are the gradient buffer itself, about to be zeroed
-            if plan.instances is not None:
-                sum_over([received], plan.instances)
-            self._kept[plan.name].append(received.to(dtype, copy=alone))
-            return
         if plan.members > 1:
             plan.rows.copy_(received)
         if plan.instances is not None:
@@ -213,12 +233,7 @@ class MooStep:
         self._phase["solve"] += time.perf_counter() - started
 
         started = time.perf_counter()
-        coefficients = weights * per
-        for plan in self.plans:
-            members = self._objectives_of(plan)
-            for segment in plan.segments:
-                out = plan.own[segment.start : segment.end]
-                combine(self._columns(plan, segment), coefficients[segment.block, members], out)
+        self._apply(weights * per, dropped)
         self._kept = {}
         self._phase["combine"] += time.perf_counter() - started
         self.last = Resolved(
@@ -228,6 +243,16 @@ class MooStep:
         for call in self.on_resolved:
             call(self.last)
         return self.last
+
+    def _apply(self, coefficients: torch.Tensor, dropped: torch.Tensor) -> None:
+        """Combine the rows into every bucket's own shard, with ``coefficients`` ``[B, K]``."""
+        # Asking costs a synchronisation on a GPU, where masking costs less.
+        masked = coefficients.is_cuda or bool(dropped.any())
+        for plan in self.plans:
+            members = self._objectives_of(plan)
+            for segment in plan.segments:
+                out = plan.own[segment.start : segment.end]
+                combine(self._columns(plan, segment), coefficients[segment.block, members], out, masked)
 
     @staticmethod
     def _reduced(parts: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -245,13 +270,15 @@ class MooStep:
             step=self._step,
             block=list(self.block_names),
         )
-        if self.config.rescale == "mean":
-            weights = weights * self._mean_over_norm(gramians, weights)[:, None]
-        return weights
-
-    def _mean_over_norm(self, gramians: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         u = torch.full_like(weights, 1.0 / self.k) if self.preference is None else self.preference
         u = u.to(weights).expand_as(weights)
+        if self.config.rescale == "mean":
+            weights = weights * self._mean_over_norm(gramians, weights, u)[:, None]
+        excluded = torch.tensor([name == EXCLUDED for name in self.block_names], device=weights.device)
+        return torch.where(excluded[:, None], u, weights)
+
+    @staticmethod
+    def _mean_over_norm(gramians: torch.Tensor, weights: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         mean = torch.einsum("bi,bij,bj->b", u, gramians, u)
         norm = torch.einsum("bi,bij,bj->b", weights, gramians, weights)
         return torch.where(norm > 0, (mean / norm.clamp(min=1e-300)).clamp(min=0).sqrt(), 1.0)
@@ -290,6 +317,14 @@ class MooStep:
                 continue
             for (plan, segment), rows in zip(todo, copies, strict=True):
                 self._add_gramian(plan, segment, gramian([rows]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold: the method's state, with the same keys on every rank."""
+        return {"method": self.method.state_dict()}  # type: ignore[attr-defined]
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.method.load_state_dict(state["method"])  # type: ignore[attr-defined]
 
     def _watch_drops(self, dropped: torch.Tensor) -> None:
         names = [name for name, gone in zip(self.objectives, dropped.tolist(), strict=True) if gone]

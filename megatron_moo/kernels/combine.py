@@ -6,27 +6,26 @@ from collections.abc import Sequence
 
 import torch
 
+# Values of a row that are handled at a time: the result of a span stays in the cache until it is written.
 _SPAN = 1 << 16
 
 
-def combine(rows: Sequence[torch.Tensor], coefficients: torch.Tensor, out: torch.Tensor) -> None:
+def combine(
+    rows: Sequence[torch.Tensor], coefficients: torch.Tensor, out: torch.Tensor, masked: bool = True
+) -> None:
     """Write ``coefficients @ rows`` to ``out``.
-
-    A row whose coefficient is zero is left out, whatever it holds: 0 x NaN is NaN.
 
     Args:
         rows: tensors ``[P_s, n]`` (fp32 or bf16), together P rows.
         coefficients: ``[P]``, any float dtype.
         out: ``[n]`` fp32 or bf16; may be one of the rows, since each span is computed before it is written.
+        masked: leave out rows whose coefficient is zero, whatever they hold (0 x NaN is NaN). It costs another pass
+            over the rows; give False when every row is known to be finite.
     """
     c = coefficients.float()
-    used = c != 0
+    used = (c != 0)[:, None]
     for start in range(0, out.numel(), _SPAN):
         end = min(start + _SPAN, out.numel())
         pieces = [piece[:, start:end].float() for piece in rows]
         x = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-        d = c @ x
-        if not x.is_cuda and torch.isfinite(d).all():
-            out[start:end].copy_(d)
-        else:
-            out[start:end].copy_(c @ torch.where(used[:, None], x, 0.0))
+        out[start:end].copy_(c @ (torch.where(used, x, 0.0) if masked else x))

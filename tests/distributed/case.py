@@ -41,6 +41,9 @@ class Case:
     seq: int = 16
     ragged: bool = True
     turn: int = 0
+    exclude: str | None = None
+    observe: bool = False
+    every: int = 1
     flags: tuple[str, ...] = ()
     seed: int = 7
     tolerance: float = 1e-5

@@ -39,6 +39,7 @@ CASES: tuple[Case, ...] = (
     Case("block module", dp=2, block="module", method="mgda"),
     Case("block param", dp=2, block="param", method="pcgrad", flags=SMALL_BUCKETS),
     Case("block param, dp 4", dp=4, objectives=4, block="param", method="cagrad"),
+    Case("norms and embeddings excluded", dp=2, exclude="norm|embedding", method="mgda", flags=OVERLAP),
     # Tensor and sequence parallelism.
     Case("tp 2", dp=2, tp=2, method="cagrad"),
     Case("tp 2, sp", dp=2, tp=2, method="mgda", flags=(*SEQUENCE, *OVERLAP)),

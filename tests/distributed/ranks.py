@@ -11,6 +11,7 @@ import torch
 
 from megatron_moo.buckets.config import MooConfig
 from megatron_moo.buckets.seam import Seam, global_names, initialise_with, peer_groups
+from megatron_moo.buckets.modes import make_step_class
 from megatron_moo.buckets.step import MooStep
 from tests.distributed.case import Case, batch
 from tests.distributed.sharding import set_weights
@@ -35,9 +36,12 @@ def start(case: Case, alone: bool = False) -> Any:
 def make_step(case: Case, method: Any = None) -> MooStep:
     from megatron_moo.moo import make_method
 
-    config = MooConfig(case.method, case.options, case.block, case.slots, row_dtype=case.rows, seed=case.seed)
+    config = MooConfig(
+        case.method, case.options, case.block, case.slots, row_dtype=case.rows, seed=case.seed, exclude=case.exclude,
+        observe=case.observe, every=case.every,
+    )  # fmt: skip
     names = [f"language{k}" for k in range(case.objectives)]
-    return MooStep(config, method or make_method(case.method, **case.options), names, case)
+    return make_step_class(case.observe, case.every)(config, method or make_method(case.method, **case.options), names, case)
 
 
 def build(case: Case, args: Any) -> tuple[list[Any], Any, Any]:
@@ -183,7 +187,7 @@ def layout_worker(rank: int, world: int, case: Case, **kw: Any) -> dict[str, Any
 
 def reference_worker(rank: int, world: int, case: Case, step: int = 0) -> dict[str, Any]:
     """K backward passes on the whole model in one process: rows, Gramians, weights and update of a step."""
-    from megatron_moo.buckets.blocks import block_of, natural_key
+    from megatron_moo.buckets.blocks import EXCLUDED, block_of, natural_key
     from megatron_moo.models.gpt import build_model
     from megatron_moo.moo import make_method
 
@@ -199,7 +203,7 @@ def reference_worker(rank: int, world: int, case: Case, step: int = 0) -> dict[s
     rows, tokens = rows_of_step(case, model, names, step)
     blocks: dict[str, list[str]] = {}
     for name in names:
-        blocks.setdefault(block_of(name, case.block, "bucket"), []).append(name)
+        blocks.setdefault(block_of(name, case.block, "bucket", case.exclude), []).append(name)
     order = sorted(blocks, key=natural_key)
     stacked = {
         block: torch.stack([torch.cat([row[n].flatten() for n in blocks[block]]) for row in rows]).double()
@@ -208,6 +212,8 @@ def reference_worker(rank: int, world: int, case: Case, step: int = 0) -> dict[s
     gramians = torch.stack([stacked[block] @ stacked[block].T for block in order])
     method = make_method(case.method, **case.options)
     weights = method(gramians, tokens=tokens, preference=None, step=step, block=order)
+    if EXCLUDED in order:
+        weights[order.index(EXCLUDED)] = 1.0 / case.objectives
     update = {
         name: sum(w * row[name].double() for w, row in zip(weights[order.index(block)], rows, strict=True))
         for block in order

@@ -1,0 +1,150 @@
+"""Two other ways through a step: measure without touching the update, and reuse weights between solves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_moo.buckets.blocks import BucketPlan, Kind
+from megatron_moo.buckets.step import MooStep, Resolved
+
+
+class ObserveStep(MooStep):
+    """``--moo-observe``: Gramians, conflict and noise floor are measured, the update stays Megatron's own, bitwise.
+
+    The rows are exchanged as always and then summed as Megatron's fp32-accumulating reduce-scatter sums them. The
+    gradient buffer is not zeroed between slots, since Megatron accumulates all micro-batches of a step in it; the row
+    of a slot is the difference to what had arrived before.
+    """
+
+    zeroes_between_slots = False
+
+    def begin(self, step: int) -> None:
+        super().begin(step)
+        self._before: dict[str, torch.Tensor] = {}
+        self._rows: dict[str, list[torch.Tensor]] = {plan.name: [] for plan in self.plans}
+
+    def arrived(self, plan: BucketPlan, received: torch.Tensor) -> None:
+        started = time.perf_counter()
+        before = self._before.get(plan.name)
+        several = self.config.slots > 1
+        rows = received if before is None else received - before
+        self._rows[plan.name].append(rows.clone() if several and rows is received else rows)
+        if several:
+            self._before[plan.name] = received.clone() if plan.members == 1 else received
+        if not self.is_last_slot:
+            return
+        self._add_gramians(plan)
+        partial = [segment for segment in plan.segments if segment.kind in (Kind.PARTIAL_TP, Kind.PARTIAL_EMBD)]
+        # The rows of partial sums are needed until the end of the backward pass; the others are done with.
+        self._rows[plan.name] = [piece.clone() for piece in self._rows[plan.name]] if partial else []
+        if plan.members > 1:
+            plan.own.copy_(torch.sum(received, dim=0, dtype=torch.float32))
+        self._phase["exchange"] += time.perf_counter() - started
+
+    def _columns(self, plan: BucketPlan, segment: Any) -> list[torch.Tensor]:
+        return [rows[:, segment.start : segment.end] for rows in self._rows[plan.name]]
+
+    def _apply(self, coefficients: torch.Tensor, dropped: torch.Tensor) -> None:
+        self._before, self._rows = {}, {}
+
+
+class AmortisedStep(MooStep):
+    """``--moo-every N``: between solves each lane scales its gradient by cached weights.
+
+    Then d = sum_k w_k g_k is what Megatron's own reduce-scatter computes, and no rows are needed; slots accumulate in
+    one buffer. How old the weights are is logged as ``staleness``.
+    """
+
+    def __init__(self, *args: Any, **kw: Any) -> None:
+        super().__init__(*args, **kw)
+        self._cached: torch.Tensor | None = None
+        self._solved_at = 0
+        self._ahead = torch.zeros(0)
+        self._sums: dict[str, torch.Tensor] = {}
+
+    def begin(self, step: int) -> None:
+        super().begin(step)
+        self.solving = self._cached is None or step % self.config.every == 0
+        self._sums = {}
+
+    def look_ahead(self, amounts: Sequence[Sequence[float]]) -> None:
+        """Learn the step's tokens per objective before its backward pass. A collective call.
+
+        Args:
+            amounts: ``[slots][micro-batches]`` tokens (or shares) of this rank.
+        """
+        ahead = torch.zeros(self.k, dtype=torch.float64, device=self.plans[0].grad.device)
+        if self._counts_ahead:
+            for slot, row in enumerate(amounts):
+                ahead[self._assignment[slot][self._lane]] += sum(row)
+        dist.all_reduce(ahead)
+        self._ahead = ahead
+
+    def reduce_scaled(self, plan: BucketPlan, reduce: Callable[[], Any]) -> Any:
+        """Scale a whole bucket by the cached weights; in the last slot add the earlier ones and reduce.
+
+        Args:
+            plan: the bucket, holding this rank's gradient of the current objective.
+            reduce: starts Megatron's own reduce-scatter and returns its handle.
+        """
+        assert self._cached is not None
+        per = torch.where(self._ahead > 0, 1.0 / self._ahead.clamp(min=1e-300), 0.0)
+        scale = (self._cached * per)[:, self.objective].to(plan.grad.dtype)
+        for segment in plan.whole:
+            plan.grad[segment.start : segment.end].mul_(scale[segment.block])
+        if not self.is_last_slot:
+            if plan.name in self._sums:
+                self._sums[plan.name].add_(plan.grad)
+            else:
+                self._sums[plan.name] = plan.grad.clone()
+            return None
+        if plan.name in self._sums:
+            plan.grad.add_(self._sums.pop(plan.name))
+        return reduce()
+
+    def resolve(self, exchange_s: float = 0.0) -> Resolved:
+        if self.solving:
+            resolved = super().resolve(exchange_s)
+            self._cached, self._solved_at = resolved.weights, self._step
+            return resolved
+        last = self.last
+        assert last is not None
+        counts, same, *riders = self._reduced([self._counts, self._same, *(rider() for rider in self.riders)])
+        self.last = Resolved(
+            self._step, last.gramians, last.weights, counts, last.dropped, same, riders,
+            {**self._phase, "exchange": exchange_s}, self._step - self._solved_at,
+        )  # fmt: skip
+        for call in self.on_resolved:
+            call(self.last)
+        return self.last
+
+    def state_dict(self) -> dict[str, Any]:
+        """The method's state and the cached weights by block name."""
+        state = super().state_dict()
+        if self._cached is not None:
+            state["cached"] = dict(zip(self.block_names, self._cached.tolist(), strict=True))
+            state["solved_at"] = self._solved_at
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`; the weights are placed when the blocks are known."""
+        super().load_state_dict(state)
+        self._restored = state.get("cached")
+        self._solved_at = state.get("solved_at", 0)
+
+    def place(self, *args: Any, **kw: Any) -> None:
+        super().place(*args, **kw)
+        if getattr(self, "_restored", None):
+            rows = [self._restored[name] for name in self.block_names]
+            self._cached = torch.tensor(rows, dtype=torch.float64, device=self.plans[0].grad.device)
+            self._restored = None
+
+
+def make_step_class(observe: bool, every: int) -> type[MooStep]:
+    """The class for a :class:`~megatron_moo.buckets.config.MooConfig`."""
+    return ObserveStep if observe else AmortisedStep if every > 1 else MooStep
