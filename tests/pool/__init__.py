@@ -5,8 +5,8 @@
           └── task, result (pickles) ───┼─ forks ─> rank 1 ├ one gloo process group, for one run
                                         └─ forks ─> rank … ┘
 
-Importing Megatron takes six seconds or more in each process; a fork of the template takes milliseconds. So every run gets new
-processes and nothing of Megatron's global state can leak from one test into the next.
+Importing Megatron takes six seconds or more in each process; a fork of the template takes milliseconds. So
+every run gets new processes and nothing of Megatron's global state can leak from one test into the next.
 """
 
 from __future__ import annotations

@@ -34,7 +34,10 @@ class PoolError(RuntimeError):
 
 
 class RankError(AssertionError):
-    """At least one rank raised or died. ``errors`` maps each such rank to its traceback; ``__cause__`` is the first exception."""
+    """At least one rank raised or died.
+
+    ``errors`` maps each such rank to its traceback, the first to fail first; ``__cause__`` is its exception.
+    """
 
     def __init__(self, name: str, world_size: int, errors: dict[int, str]) -> None:
         self.errors = errors
@@ -53,7 +56,7 @@ class RankTimeout(AssertionError):
 
 
 class RankPool:
-    """Runs a function on 1 to 8 gloo ranks. The template starts with the first run and lives until :meth:`close`."""
+    """Runs a function on 1 to 8 gloo ranks. The template starts with the first run, :meth:`close` ends it."""
 
     def __init__(self) -> None:
         self._template: subprocess.Popen[bytes] | None = None
@@ -167,7 +170,7 @@ class RankPool:
 def _importable_name(fn: Callable[..., Any]) -> tuple[str, str]:
     qualname = getattr(fn, "__qualname__", "")
     if not qualname or "<" in qualname:
-        raise ValueError(f"{fn!r} must be a function at the top level of a module: it is sent to the ranks by name")
+        raise ValueError(f"{fn!r} must be at the top level of a module: it is sent to the ranks by name")
     return fn.__module__, qualname
 
 

@@ -13,7 +13,10 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Task:
-    """One rank's part of a run. The function travels by name; its arguments are pickled apart, to be opened after sys.path is set."""
+    """One rank's part of a run.
+
+    The function travels by name; its arguments are pickled apart, to be opened after ``sys.path`` is set.
+    """
 
     rank: int
     world_size: int
@@ -29,7 +32,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a rank's part ended: a value, or the text of the traceback and the exception if it can be pickled."""
+    """How a rank's part ended: a value, or a traceback's text and the exception if it can be pickled."""
 
     value: Any = None
     error: str | None = None

@@ -1,7 +1,8 @@
 """The process that imports everything once and forks a rank for each part of a run.
 
-Started as ``python -m tests.pool.template <fd> <parent pid>``, where fd is one end of a socket pair. It answers each message
-``fork`` (with one connection per rank as file descriptors) with the ranks' process ids, and ends when the socket closes.
+Started as ``python -m tests.pool.template <fd> <parent pid>``, where fd is one end of a socket pair. It
+answers each message ``fork`` (one connection per rank comes as file descriptor) with the ranks' process ids, and
+ends when the socket closes.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _PRELOAD = (
 
 
 def _preload() -> None:
-    """Import what every rank needs, and make the CPU answer for Megatron's CUDA calls before Megatron is imported."""
+    """Import what every rank needs; the CPU answers for Megatron's CUDA calls before Megatron is imported."""
     import torch
 
     torch.set_num_threads(1)
@@ -49,7 +50,9 @@ def _preload() -> None:
             importlib.import_module(name)
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
-        raise RuntimeError(f"an import started {threads - 1} threads; a process with threads cannot be forked safely")
+        raise RuntimeError(
+            f"imports started {threads - 1} threads: a process with threads must not be forked"
+        )
 
 
 def _fork_rank(descriptor: int, others: list[int]) -> int:

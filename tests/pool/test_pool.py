@@ -20,7 +20,9 @@ _ROOT = Path(__file__).resolve().parents[2]
 _COUNTER = {"calls": 0}
 
 
-def _sum_of_ranks(rank: int, world_size: int, scale: float, *, offset: float = 0.0) -> tuple[int, torch.Tensor]:
+def _sum_of_ranks(
+    rank: int, world_size: int, scale: float, *, offset: float = 0.0
+) -> tuple[int, torch.Tensor]:
     value = torch.full((3,), scale * rank + offset)
     dist.all_reduce(value)
     return rank, value
@@ -103,7 +105,7 @@ def test_an_exception_comes_back_with_its_rank(pool: RankPool) -> None:
     with pytest.raises(RankError) as caught:
         pool.run(_one_rank_raises, 2, 1)
 
-    assert list(caught.value.errors)[0] == 1
+    assert next(iter(caught.value.errors)) == 1
     assert "in _one_rank_raises" in caught.value.errors[1]
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert time.monotonic() - started < 30, "the peers of a failed rank were waited for"

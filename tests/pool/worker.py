@@ -1,4 +1,4 @@
-"""One rank of one run: join the process group, call the function, send back what it returned or how it failed."""
+"""One rank of one run: join the process group, call the function, send back its result or how it failed."""
 
 from __future__ import annotations
 
@@ -65,9 +65,7 @@ def _enter(task: Task) -> None:
     # Longer than the pool's own limit: the pool names the ranks that hang, gloo would not.
     limit = timedelta(seconds=task.timeout + _GRACE_S)
     store = dist.TCPStore("127.0.0.1", task.store_port, is_master=False, timeout=limit)
-    dist.init_process_group(
-        "gloo", store=store, rank=task.rank, world_size=task.world_size, timeout=limit
-    )
+    dist.init_process_group("gloo", store=store, rank=task.rank, world_size=task.world_size, timeout=limit)
 
 
 def _resolve(task: Task) -> Callable[..., Any]:
