@@ -1,7 +1,7 @@
 """The process that imports everything once and forks a rank for each part of a run.
 
-Started as ``python -m tests.pool.template <fd> <parent pid>``, where fd is one end of a socket pair. It
-answers each message ``fork`` (one connection per rank comes as file descriptor) with the ranks' process ids, and
+Started as ``python -m tests.pool.template <fd> <parent pid>``, where fd is one end of a socket pair. Each
+message ``fork`` brings one connection per rank as file descriptors; the answer is the ranks' process ids. It
 ends when the socket closes.
 """
 
