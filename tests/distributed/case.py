@@ -19,6 +19,7 @@ VOCAB = 64
 class Case:
     """One row of the test matrix.
 
+    ``weights`` says where the initial values come from: parameter ``names`` or a tiny Llama of ``transformers``.
     ``turn`` moves every objective to another lane, ``ragged`` masks a different number of tokens everywhere.
     ``dp`` counts data-parallel ranks; the world is tp x pp x cp x dp. Flags beyond the layout go to ``flags``.
     """
@@ -47,6 +48,7 @@ class Case:
     flags: tuple[str, ...] = ()
     seed: int = 7
     tolerance: float = 1e-5
+    weights: str = "names"
 
     @property
     def world(self) -> int:

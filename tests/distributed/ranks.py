@@ -60,7 +60,7 @@ def build(case: Case, args: Any) -> tuple[list[Any], Any, Any]:
         cfg_container=pretrain_cfg_container_from_args(args),
         pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
     )
-    set_weights(model, case.seed)
+    set_weights(model, case)
     optimizer.reload_model_params()
     return model, optimizer, scheduler
 
@@ -185,11 +185,14 @@ def layout_worker(rank: int, world: int, case: Case, **kw: Any) -> dict[str, Any
     return train_steps(case, **kw)
 
 
-def reference_worker(rank: int, world: int, case: Case, step: int = 0) -> dict[str, Any]:
-    """K backward passes on the whole model in one process: rows, Gramians, weights and update of a step."""
-    from megatron_moo.buckets.blocks import EXCLUDED, block_of, natural_key
+def reference_worker(
+    rank: int, world: int, case: Case, step: int = 0, weights: torch.Tensor | None = None
+) -> dict[str, Any]:
+    """K backward passes on the whole model in one process: rows, Gramians, weights and update of a step.
+
+    ``weights`` ``[B, K]`` take the place of the method's.
+    """
     from megatron_moo.models.gpt import build_model
-    from megatron_moo.moo import make_method
 
     args = start(case, alone=True)
     model = build_model(args)
@@ -198,11 +201,25 @@ def reference_worker(rank: int, world: int, case: Case, step: int = 0) -> dict[s
     class Chunk:  # global_names and set_weights read a wrapped chunk
         module, config = model, model.config
 
-    set_weights([Chunk], case.seed)
+    set_weights([Chunk], case)
     names = {name: param for param, name in global_names(Chunk).items()}
     rows, tokens = rows_of_step(case, model, names, step)
+    return solved(case, rows, tokens, step, weights)
+
+
+def solved(
+    case: Case,
+    rows: list[dict[str, torch.Tensor]],
+    tokens: torch.Tensor,
+    step: int,
+    weights: torch.Tensor | None = None,
+) -> dict[str, Any]:
+    """Gramians, weights and update of the whole model, from whole rows by parameter name."""
+    from megatron_moo.buckets.blocks import EXCLUDED, block_of, natural_key
+    from megatron_moo.moo import make_method
+
     blocks: dict[str, list[str]] = {}
-    for name in names:
+    for name in rows[0]:
         blocks.setdefault(block_of(name, case.block, "bucket", case.exclude), []).append(name)
     order = sorted(blocks, key=natural_key)
     stacked = {
@@ -211,7 +228,8 @@ def reference_worker(rank: int, world: int, case: Case, step: int = 0) -> dict[s
     }
     gramians = torch.stack([stacked[block] @ stacked[block].T for block in order])
     method = make_method(case.method, **case.options)
-    weights = method(gramians, tokens=tokens, preference=None, step=step, block=order)
+    if weights is None:
+        weights = method(gramians, tokens=tokens, preference=None, step=step, block=order)
     if EXCLUDED in order:
         weights[order.index(EXCLUDED)] = 1.0 / case.objectives
     update = {

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from megatron_moo.buckets.seam import global_names
+from tests.distributed.case import Case, full_weight
 
 
 def is_gated(name: str, config: Any) -> bool:
@@ -32,12 +33,15 @@ def join(parts: list[torch.Tensor], name: str, sharded: bool, dim: int, gated: b
     return torch.cat([torch.cat([h[i] for h in halves], dim) for i in range(2)], dim)
 
 
-def set_weights(chunks: list[Any], seed: int) -> None:
+def set_weights(chunks: list[Any], case: Case) -> None:
     """Give every parameter of the (wrapped) chunks its part of the agreed whole."""
     from megatron.core import parallel_state as ps
 
-    from tests.distributed.case import full_weight
+    agreed = None
+    if case.weights == "transformers":
+        from tests.distributed.llama import tiny_llama, to_megatron
 
+        agreed = to_megatron(dict(tiny_llama(case).named_parameters()), case)
     for chunk in chunks:
         config = chunk.config
         for param, name in global_names(chunk).items():
@@ -48,6 +52,6 @@ def set_weights(chunks: list[Any], seed: int) -> None:
             shape = list(param.shape)
             if getattr(param, "tensor_model_parallel", False):
                 shape[param.partition_dim] *= size
-            whole = full_weight(name, tuple(shape), seed)
+            whole = full_weight(name, tuple(shape), case.seed) if agreed is None else agreed[name]
             with torch.no_grad():
                 param.copy_(part(whole, name, param, config, rank, size))

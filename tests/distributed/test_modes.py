@@ -1,0 +1,59 @@
+"""Measuring without touching the update, and weights that serve for several steps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.distributed.assemble import errors, gramian_error
+from tests.distributed.case import Case
+from tests.distributed.matrix import MOE, OVERLAP, PER_MICRO_BATCH, SEQUENCE, SMALL_BUCKETS
+from tests.distributed.ranks import layout_worker, reference_worker
+from tests.distributed.test_megatron import losses_of
+from tests.pool import RankPool
+
+OBSERVED = (
+    Case("dp 2", dp=2, observe=True, method="cagrad", flags=SMALL_BUCKETS),
+    Case("dp 2, 2 slots", dp=2, slots=2, micro_batches=2, objectives=4, observe=True, method="cagrad"),
+    Case("one process, 3 slots", dp=1, slots=3, objectives=3, observe=True, method="mgda"),
+    Case("tp 2, sp", dp=2, tp=2, observe=True, method="cagrad", flags=(*SEQUENCE, *OVERLAP)),
+    Case("pp 2, tied", dp=2, pp=2, observe=True, method="cagrad", flags=OVERLAP),
+    Case("mean per micro-batch", dp=2, observe=True, method="cagrad", flags=PER_MICRO_BATCH),
+)
+
+
+@pytest.mark.parametrize("case", OBSERVED, ids=lambda case: case.name)
+def test_observing_changes_nothing(pool: RankPool, case: Case) -> None:
+    """Losses and parameters are bitwise plain Megatron's, and the Gramians are those of the single process."""
+    watched = pool.run(layout_worker, case.world, case, steps=4)
+    plain = pool.run(layout_worker, case.world, case, steps=4, plain=True)
+    assert losses_of(watched) == losses_of(plain)
+    for one, other in zip(watched, plain, strict=True):
+        for name, value in one["params"].items():
+            assert torch.equal(value, other["params"][name]), name
+    first = pool.run(layout_worker, case.world, case, steps=1)
+    assert gramian_error(first, pool.run(reference_worker, 1, case)[0]) <= 1e-5
+
+
+STILL = ("--lr", "1e-12", "--min-lr", "0")  # parameters that stay, so that one reference serves every step
+AMORTISED = (
+    Case("dp 2", dp=2, every=2, method="cagrad", flags=(*SMALL_BUCKETS, *STILL)),
+    Case("dp 2, 2 slots", dp=2, slots=2, objectives=4, every=2, method="mgda", flags=STILL),
+    Case("dp 2, 2 slots, per micro-batch", dp=2, slots=2, objectives=3, micro_batches=2, every=2,
+         method="cagrad", flags=(*PER_MICRO_BATCH, *STILL)),
+    Case("tp 2, sp", dp=2, tp=2, every=2, method="cagrad", flags=(*SEQUENCE, *OVERLAP, *STILL)),
+    Case("pp 2, tied", dp=2, pp=2, micro_batches=2, every=2, method="cagrad", flags=(*OVERLAP, *STILL)),
+    Case("cp 2", dp=2, cp=2, every=2, method="mgda", flags=STILL),
+    Case("moe, ep 2", dp=4, ep=2, every=2, method="cagrad", flags=(*MOE, *STILL)),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", AMORTISED, ids=lambda case: case.name)
+def test_cached_weights_serve_the_next_step(pool: RankPool, case: Case) -> None:
+    """The second step's update is that step's rows under the first step's weights."""
+    solved = pool.run(reference_worker, 1, case)[0]
+    reference = pool.run(reference_worker, 1, case, step=1, weights=solved["weights"])[0]
+    ranks = pool.run(layout_worker, case.world, case, steps=2)
+    assert max(errors(ranks, reference).values()) <= 1e-5
+    fresh = pool.run(reference_worker, 1, case, step=1)[0]
+    assert (fresh["weights"] - solved["weights"]).abs().max() > 1e-2, "the weights must differ to be told apart"
