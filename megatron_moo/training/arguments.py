@@ -20,6 +20,9 @@ FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--moo-presence", {"default": "present", "choices": ["present", "law"], "help": "every objective in every "
       "step, or drawn by the sampling law"}),
     ("--moo-rescale", {"default": "none", "help": f"norm of a block's update: {', '.join(RESCALES)}"}),
+    ("--moo-exclude", {"metavar": "REGEX", "help": "parameters that stay at the plain mean"}),
+    ("--moo-every", {"type": int, "default": 1, "metavar": "N", "help": "solve every N steps, reuse weights between"}),
+    ("--moo-observe", {"action": "store_true", "help": "measure conflict, leave the update to Megatron"}),
     ("--moo-rows", {"default": "fp32", "help": f"dtype of rows kept between slots: {', '.join(ROW_DTYPES)}"}),
 )  # fmt: skip
 
@@ -108,4 +111,7 @@ def moo_config(args: Any, objectives: int) -> MooConfig:
         rescale=args.moo_rescale,
         row_dtype=args.moo_rows,
         seed=args.seed,
+        exclude=args.moo_exclude,
+        observe=args.moo_observe,
+        every=args.moo_every,
     )

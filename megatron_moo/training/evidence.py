@@ -70,6 +70,7 @@ def moo_record(
         "stationarity": dict(zip([*blocks, "model"], map(_number, stationarity.tolist()), strict=True)),
         "norm": dict(zip(blocks, map(_number, _norms(gramians, resolved.weights).tolist()), strict=True)),
         "conflict": dict(zip(blocks, map(_number, rates.tolist()), strict=True)),
+        "staleness": resolved.staleness,
         "dropped": [name for name, gone in zip(objectives, resolved.dropped.tolist(), strict=True) if gone],
     }
 

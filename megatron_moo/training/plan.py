@@ -18,6 +18,7 @@ from megatron_moo.errors import MooError
 from megatron_moo.training import platform
 from megatron_moo.training.arguments import add_moo_arguments, lane_count, moo_config
 from megatron_moo.training.recipe import DEFAULTS, REQUIRED, Recipe, check_keys, to_argv
+from megatron_moo.training.support import check_supported
 
 # Flags that may differ when a run folder is used again.
 MAY_CHANGE = (
@@ -71,6 +72,7 @@ def plan_run(recipe: Recipe, runs: Path, progress: Callable[[str], None]) -> Run
     check_keys(recipe, _known_flags())
     args = _parse(values, world)
     lanes = lane_count(args)
+    check_supported(args)
     config = moo_config(args, len(manifest.objectives))
     dp = args.world_size // (
         args.tensor_model_parallel_size * args.pipeline_model_parallel_size * args.context_parallel_size

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from megatron_moo.buckets.lanes import find_lanes
 from megatron_moo.buckets.seam import Seam, peer_groups
-from megatron_moo.buckets.step import MooStep
+from megatron_moo.buckets.modes import make_step_class
 from megatron_moo.data import LaneBatches, LanguageSampler, ValidationBatches, load_manifest, open_corpus
 from megatron_moo.data.schedule import LaneSchedule
 from megatron_moo.errors import MooError
@@ -20,6 +20,7 @@ from megatron_moo.models.gpt import build_model
 from megatron_moo.training.arguments import lane_count, moo_config
 from megatron_moo.training.forward import Record, forward_step
 from megatron_moo.training.metrics import LossBook, MetricsWriter
+from megatron_moo.training.support import check_supported
 
 
 class TrainingRun:
@@ -43,7 +44,9 @@ class TrainingRun:
             seed=args.seed,
             presence=args.moo_presence,
         )
-        self.step = MooStep(config, _method(config), objectives, self.schedule, _preference(self.manifest))
+        check_supported(args)
+        step_class = make_step_class(config.observe, config.every)
+        self.step = step_class(config, _method(config), objectives, self.schedule, _preference(self.manifest))
         self.seen, self.unseen = tuple(self.manifest.languages), tuple(self.manifest.unseen)
         self.metrics = MetricsWriter(Path(args.run_dir), self.step, self.seen)
         self.validation_book = LossBook(len(self.seen) + len(self.unseen))
@@ -142,14 +145,14 @@ class TrainingRun:
         self.metrics.log_step(**kw)
 
     def _save(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"method": self.step.method.state_dict()}
+        state: dict[str, Any] = {"step": self.step.state_dict()}
         if self.batches is not None:
             state["data"] = self.batches.state_dict()
         return state
 
     def _load(self, state: dict[str, Any]) -> None:
         self._restored = state
-        self.step.method.load_state_dict(state["method"])
+        self.step.load_state_dict(state["step"])
 
 
 def _method(config: Any) -> Any:

@@ -1,0 +1,157 @@
+"""What works together with Bucket-Level MOO, and what is refused by name at start-up.
+
+The table in docs/support.md is generated from :data:`TABLE`; a test goes through every row.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_moo.errors import MooError
+
+
+@dataclass(frozen=True)
+class Row:
+    """A feature of Megatron.
+
+    Attributes:
+        feature: its name.
+        flags: the flags that ask for it, as a user would write them.
+        why: the reason, for a refusal or a warning.
+        asked: whether parsed arguments ask for it.
+        warn: only warn.
+    """
+
+    feature: str
+    flags: str
+    why: str
+    asked: Callable[[Any], bool]
+    warn: bool = False
+
+
+def _has(name: str) -> Callable[[Any], bool]:
+    return lambda args: bool(getattr(args, name, None))
+
+
+TABLE: tuple[Row, ...] = (
+    Row("fp16 loss scaling", "--fp16", "the scale enters Gramians squared; train in bf16", _has("fp16")),
+    Row("Megatron-FSDP", "--use-megatron-fsdp", "it has no buckets to exchange", _has("use_megatron_fsdp")),
+    Row("torch FSDP2", "--use-torch-fsdp2", "it has no buckets to exchange", _has("use_torch_fsdp2")),
+    Row(
+        "Muon, SGD and other optimizers",
+        "--optimizer sgd",
+        "Megatron's distributed optimizer takes Adam only",
+        lambda args: args.optimizer != "adam",
+    ),
+    Row(
+        "layer-wise optimizer",
+        "--use-layer-wise-distributed-optimizer",
+        "its buckets are sharded by whole parameters",
+        _has("use_layer_wise_distributed_optimizer"),
+    ),
+    Row(
+        "full-iteration CUDA graphs",
+        "--cuda-graph-impl full_iteration",
+        "the solve stands between backward pass and optimizer",
+        lambda args: getattr(args, "cuda_graph_impl", "none") == "full_iteration",
+    ),
+    Row("NCCL user buffers", "--use-nccl-ub", "rows arrive in buffers of our own", _has("nccl_ub")),
+    Row(
+        "multi-token prediction",
+        "--mtp-num-layers 1",
+        "its losses are not counted per language",
+        _has("mtp_num_layers"),
+    ),
+    Row(
+        "optimizer CPU offload",
+        "--optimizer-cpu-offload",
+        "the update is combined on the device",
+        _has("optimizer_cpu_offload"),
+    ),
+    Row("fp8 parameters", "--fp8-param-gather", "their buffers are packed bytes", _has("fp8_param_gather")),
+    Row(
+        "gradients reduced in bf16",
+        "--grad-reduce-in-bf16",
+        "Gramians need fp32 rows",
+        _has("grad_reduce_in_bf16"),
+    ),
+    Row(
+        "averaging collectives",
+        "--ddp-average-in-collective",
+        "rows of different objectives must not be averaged",
+        _has("ddp_average_in_collective"),
+    ),
+    Row(
+        "local fp32 accumulation by name pattern",
+        "--ddp-param-name-patterns-for-fp32-local-accumulation all",
+        "it writes the gradient buffer while rows are parked there",
+        _has("ddp_param_name_patterns_for_fp32_local_accumulation"),
+    ),
+    Row(
+        "saved weight gradients",
+        "--save-wgrads-interval 1",
+        "an all-reduced gradient bypasses MOO",
+        _has("save_wgrads_interval"),
+    ),
+    Row(
+        "MXFP8 gather in the gradient buffer",
+        "--reuse-grad-buf-for-mxfp8-param-ag",
+        "rows are parked there",
+        _has("reuse_grad_buf_for_mxfp8_param_ag"),
+    ),
+    Row(
+        "generalised tensor parallelism",
+        "--gtp-weight-remat-size 2",
+        "its gradients are reduced on another axis",
+        lambda args: getattr(args, "gtp_weight_remat_size", 1) > 1,
+    ),
+    Row(
+        "observing with several optimizer instances",
+        "--moo-observe --num-distributed-optimizer-instances 2",
+        "rows of the instances are not summed when the update is Megatron's",
+        lambda args: args.moo_observe and args.num_distributed_optimizer_instances > 1,
+    ),
+    Row(
+        "auxiliary losses of experts",
+        "--moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 0.01",
+        "on language-homogeneous micro-batches they push every language over all experts; prefer "
+        "--moe-router-enable-expert-bias or global_aux_loss",
+        lambda args: bool(args.num_experts) and "aux_loss" in _balancing(args) and _coefficient(args) > 0,
+        warn=True,
+    ),
+)
+
+
+def _balancing(args: Any) -> list[str]:
+    kind = args.moe_router_load_balancing_type
+    return kind if isinstance(kind, list) else [kind]
+
+
+def _coefficient(args: Any) -> float:
+    value = args.moe_aux_loss_coeff
+    return max(value) if isinstance(value, list) else float(value)
+
+
+def check_supported(args: Any) -> None:
+    """Refuse what MOO cannot do right, and warn of what it does poorly.
+
+    Raises:
+        MooError: naming the feature and its flags.
+    """
+    for row in TABLE:
+        if not row.asked(args):
+            continue
+        if not row.warn:
+            raise MooError(f"{row.feature} does not work with MOO: {row.why}", row.flags, "remove it")
+        sys.stderr.write(f"megatron-moo: warning: {row.feature} ({row.flags}): {row.why}\n")
+
+
+def markdown() -> str:
+    """The refusals and warnings as a Markdown table."""
+    lines = ["| Feature | Flags | At start-up | Why |", "| --- | --- | --- | --- |"]
+    for row in TABLE:
+        lines.append(f"| {row.feature} | `{row.flags}` | {'warned' if row.warn else 'refused'} | {row.why} |")
+    return "\n".join(lines) + "\n"
