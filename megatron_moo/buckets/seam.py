@@ -109,6 +109,7 @@ class Seam:
     def __init__(self, step: MooStep, current_step: Callable[[], int]) -> None:
         self.step, self.current_step = step, current_step
         self.lanes: Lanes | None = None
+        self.before_first_step: Callable[[Callable[..., list], dict[str, Any]], None] | None = None
         self._chunks: list[Any] = []
         self._undo: list[Callable[[], None]] = []
         buffer = importlib.import_module(_BUFFER)
@@ -181,6 +182,8 @@ class Seam:
             if kw.get("forward_only"):
                 return schedule(**kw)
             chunks = kw["model"] if isinstance(kw["model"], list) else [kw["model"]]
+            if not self._chunks and self.before_first_step is not None and self.current_step() == 0:
+                self.before_first_step(schedule, kw)
             self._attach(chunks)
             if kw.get("force_all_reduce"):
                 raise MooError("an all-reduced gradient bypasses MOO", "--save-wgrads-interval", "remove it")

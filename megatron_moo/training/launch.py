@@ -40,8 +40,6 @@ def train(recipe_path: Path, flags: list[str], runs: Path = Path("runs")) -> int
         console.print(f"megatron-moo: all {done} steps are done; move the folder away to start again")
         _finish(console, plan)
         return 0
-    if done and not (plan.run_dir / "checkpoints" / "latest_checkpointed_iteration.txt").exists():
-        done = 0
     status = _run_ranks(console, plan)
     if status == 0:
         _finish(console, plan)
@@ -52,11 +50,10 @@ def last_step(run_dir: Path) -> int:
     """Last step of a run that has ended, or 0."""
     from megatron_moo.report.metrics import read_metrics
 
-    path = run_dir / "metrics.jsonl"
-    if not path.exists():
+    if not (run_dir / "metrics.jsonl").exists():
         return 0
-    run = read_metrics(path)
-    return run.steps[-1].step if run.ended and run.steps else 0
+    run = read_metrics(run_dir)
+    return run.steps[-1].step if run.finished and run.steps else 0
 
 
 def _be_a_rank(plan: RunPlan) -> int:
@@ -87,7 +84,7 @@ def _run_ranks(console: Console, plan: RunPlan) -> int:
         waiter.start()
         try:
             with LiveView(console, plan.train_iters) as view:
-                for record in follow(metrics, stop, offset):
+                for record in follow(metrics, offset=offset, stop=stop.is_set):
                     view.update(record)
         except KeyboardInterrupt:
             ranks.terminate()
@@ -117,9 +114,8 @@ def _tell_failure(logs: Path, status: int) -> None:
 
 
 def _finish(console: Console, plan: RunPlan) -> None:
-    from megatron_moo.report.live import summary_table
+    from megatron_moo.report.live import print_summary
     from megatron_moo.report.page import write_report
 
-    report = write_report(plan.run_dir)
-    console.print(summary_table(plan.run_dir))
-    console.print(f"run folder  {os.path.relpath(plan.run_dir)}\nreport      {os.path.relpath(report)}")
+    write_report(plan.run_dir)
+    print_summary(console, plan.run_dir)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,15 @@ import torch.distributed as dist
 from megatron_moo.buckets.lanes import find_lanes
 from megatron_moo.buckets.seam import Seam, peer_groups
 from megatron_moo.buckets.modes import make_step_class
-from megatron_moo.data import LaneBatches, LanguageSampler, ValidationBatches, load_manifest, open_corpus
-from megatron_moo.data.schedule import LaneSchedule
+from megatron_moo.data import (
+    LaneBatches,
+    LaneSchedule,
+    LanguageSampler,
+    ValidationBatches,
+    load_manifest,
+    open_corpus,
+    plan_shares,
+)
 from megatron_moo.errors import MooError
 from megatron_moo.models.gpt import build_model
 from megatron_moo.training.arguments import lane_count, moo_config
@@ -37,24 +44,30 @@ class TrainingRun:
         objectives = self.manifest.objectives
         config = moo_config(args, len(objectives))
         self.lanes = lane_count(args)
+        self.sampler = LanguageSampler(self.corpus, "train", args.seq_length, args.seed)
+        budget = (args.train_iters or 0) * args.global_batch_size * args.seq_length
+        self.shares = plan_shares(self.manifest, self.sampler, args.moo_presence, budget or None)
         self.schedule = LaneSchedule(
             objectives=len(objectives),
             lanes=self.lanes,
             slots=config.slots,
             seed=args.seed,
             presence=args.moo_presence,
+            shares=self.shares.objectives,
         )
         check_supported(args)
         step_class = make_step_class(config.observe, config.every)
-        self.step = step_class(config, _method(config), objectives, self.schedule, _preference(self.manifest))
+        self.step = step_class(config, _method(config), objectives, self.schedule, _preference(self.manifest.preference()))
         self.seen, self.unseen = tuple(self.manifest.languages), tuple(self.manifest.unseen)
         self.metrics = MetricsWriter(Path(args.run_dir), self.step, self.seen)
         self.validation_book = LossBook(len(self.seen) + len(self.unseen))
         self.batches: LaneBatches | None = None
         self._restored: dict[str, Any] = {}
+        self._validations: list[ValidationBatches] = []
         self.seam = Seam(self.step, lambda: int(args.curr_iteration))
         self.seam.on_training_log(self._log)
         self.seam.carry_state(self._save, self._load)
+        self.seam.before_first_step = self._validate_untrained
 
     # What Megatron calls --------------------------------------------------------------------------------------------
 
@@ -71,17 +84,18 @@ class TrainingRun:
         if lanes.count != self.lanes:
             raise MooError(f"{lanes.count} lanes were found, {self.lanes} expected", "parallel sizes")
         args = self.args
-        micro_batches = args.global_batch_size // (args.micro_batch_size * dp_size * self.step.config.slots)
+        own = args.global_batch_size // (args.micro_batch_size * dp_size * self.step.config.slots)
         batches = LaneBatches(
-            LanguageSampler(self.corpus, "train", args.seq_length, args.seed),
+            self.sampler,
             self.schedule,
             self.manifest,
             lane=lanes.lane,
             peer=lanes.peer,
             peers=lanes.peers,
             micro_batch_size=args.micro_batch_size,
-            micro_batches=micro_batches,
+            micro_batches=own * lanes.peers,
             seed=args.seed,
+            shares=self.shares,
         )
         if "data" in self._restored:
             batches.load_state_dict(self._restored["data"])
@@ -93,6 +107,7 @@ class TrainingRun:
             dp_size,
             args.micro_batch_size,
         )
+        self._validations.append(valid)
         return iter(batches), iter(valid), None
 
     datasets.is_distributed = True  # type: ignore[attr-defined]
@@ -120,6 +135,21 @@ class TrainingRun:
         )
 
     # ----------------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _validate_untrained(self, schedule: Any, kw: dict[str, Any]) -> None:
+        """Validate before the first step: Megatron itself validates only after some."""
+        self.metrics.event("start", step=0, train_iters=self.args.train_iters)
+        chunks = kw["model"] if isinstance(kw["model"], list) else [kw["model"]]
+        for chunk in chunks:
+            chunk.eval()
+        iterators = [iter(valid) for valid in self._validations]
+        data = iterators if len(iterators) > 1 else iterators[0]
+        count = len(self._validations[0])
+        schedule(**{**kw, "data_iterator": data, "num_microbatches": count, "forward_only": True})
+        self.after_validation(chunks)
+        for chunk in chunks:
+            chunk.train()
 
     def _validated_step(self) -> int:
         # Megatron counts iterations from 1 when it logs and from 0 while a step runs.
@@ -162,16 +192,8 @@ def _method(config: Any) -> Any:
     return make_method(config.method, **options)
 
 
-def _preference(manifest: Any) -> torch.Tensor | None:
+def _preference(values: tuple[float, ...]) -> torch.Tensor | None:
     """Preference of every objective, ``[K]`` fp64, or None when all are equal."""
-    total: list[float] = [0.0] * len(manifest.objectives)
-    for tag, language in manifest.languages.items():
-        total[manifest.objective_of[tag]] += language.preference
-    if _all_equal(total):
+    if max(values) - min(values) <= 1e-12:
         return None
-    vector = torch.tensor(total, dtype=torch.float64)
-    return vector / vector.sum()
-
-
-def _all_equal(values: Sequence[float]) -> bool:
-    return max(values) - min(values) <= 1e-12 * max(map(abs, values))
+    return torch.tensor(values, dtype=torch.float64)
