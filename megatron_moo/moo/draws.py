@@ -44,7 +44,7 @@ def project_order(keys: Tensor, k: int) -> Tensor:
     """For every row i a random order of the other rows, ``[B, k, k-1]``; the place of j depends on (key, i, j) alone."""
     draw = uniform(keys, k * k).unflatten(-1, (k, k))
     draw = draw + 2.0 * torch.eye(k, dtype=draw.dtype, device=draw.device)
-    return draw.argsort(-1, stable=True)[..., : k - 1]
+    return draw.sort(dim=-1, stable=True).indices[..., : k - 1]
 
 
 def mix(z: Tensor) -> Tensor:
