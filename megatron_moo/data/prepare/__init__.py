@@ -1,0 +1,1 @@
+"""Real corpora from package registries: what `megatron-moo data prepare` offers."""

@@ -1,0 +1,1 @@
+"""Supervised fine-tuning: conversations, chat templates, loss masks, packing."""
