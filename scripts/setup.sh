@@ -36,7 +36,8 @@ rm -f "$STAMP"
 started=$SECONDS
 echo "Installing into .venv: about two minutes and 5 GB the first time (details in $LOG)"
 if ! .venv/bin/python -m pip install -c constraints.txt -e '.[test]' >"$LOG" 2>&1 </dev/null; then
-    grep -E '^ERROR' "$LOG" >&2 || tail -n 15 "$LOG" >&2
+    # pip's own explanation starts at its first ERROR line; without one the end of the log is the best there is.
+    sed -n '/^ *ERROR/,$p' "$LOG" | grep . | head -n 20 | grep . >&2 || tail -n 15 "$LOG" >&2
     echo "make setup: pip failed; the whole story is in $LOG" >&2
     exit 1
 fi
