@@ -1,0 +1,43 @@
+"""ValidationBatches: each target once per pass, the same number of micro-batches on all ranks."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from megatron_moo.data import LanguageSampler, ValidationBatches
+from megatron_moo.errors import MooError
+
+
+@pytest.mark.parametrize("dp_size", [1, 2, 3])
+@pytest.mark.parametrize("micro_batch_size", [1, 4])
+def test_every_target_once_per_pass_and_forever(make_corpus, dp_size: int, micro_batch_size: int) -> None:
+    _, corpus = make_corpus({"en": 101, "de": 5, "fr": 64})
+    tags = ["en", "fr", "de"]
+    sampler = LanguageSampler(corpus, "valid", 8)
+    ranks = [ValidationBatches(sampler, tags, rank, dp_size, micro_batch_size) for rank in range(dp_size)]
+    assert len({len(rank) for rank in ranks}) == 1
+    iterators = [iter(rank) for rank in ranks]
+    for _ in range(2):
+        found = defaultdict(list)
+        for rank, iterator in zip(ranks, iterators, strict=True):
+            for batch in islice(iterator, len(rank)):
+                assert batch["tokens"].shape == (micro_batch_size, 8)
+                keep = batch["loss_mask"] > 0
+                for row, mask in zip(batch["labels"].numpy(), keep.numpy(), strict=True):
+                    found[tags[batch["language"]]].append(row[mask])
+        for tag in tags:
+            stream = corpus.stream(tag, "valid")
+            expected = np.sort(stream.read(0, len(stream)))
+            np.testing.assert_array_equal(np.sort(np.concatenate(found[tag])), expected)
+
+
+def test_unknown_and_missing_languages_are_named(make_corpus) -> None:
+    _, corpus = make_corpus({"en": 101})
+    with pytest.raises(MooError, match="no valid data for language 'it'"):
+        ValidationBatches(LanguageSampler(corpus, "valid", 8), ["en", "it"])
+    with pytest.raises(MooError, match="no language to validate"):
+        ValidationBatches(LanguageSampler(corpus, "valid", 8), [])
