@@ -1,0 +1,93 @@
+"""Our flags: their list is a decision, and each wrong value is named."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from typing import Any
+
+import pytest
+
+from megatron_moo.errors import MooError
+from megatron_moo.training.arguments import FLAG_NAMES, add_moo_arguments, lane_count, moo_config, slot_count
+
+EXPECTED = (
+    "languages", "corpus", "run-dir", "moo-method", "moo-option", "moo-block", "moo-slots", "moo-presence",
+    "moo-rescale", "moo-exclude", "moo-every", "moo-observe", "moo-rows",
+)  # fmt: skip
+
+
+def test_the_list_of_flags() -> None:
+    assert FLAG_NAMES == EXPECTED
+
+
+def parsed(*flags: str, world: int = 2, **sizes: int) -> Any:
+    args = add_moo_arguments(ArgumentParser()).parse_args(list(flags))
+    defaults = {
+        "world_size": world, "seed": 1, "tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1,
+        "context_parallel_size": 1, "expert_model_parallel_size": 1, "expert_tensor_parallel_size": None,
+        "num_distributed_optimizer_instances": 1,
+    }  # fmt: skip
+    return Namespace(**vars(args), **{**defaults, **sizes})
+
+
+@pytest.mark.parametrize(
+    ("world", "sizes", "lanes"),
+    [
+        (1, {}, 1),
+        (8, {}, 8),
+        (8, {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}, 2),
+        (8, {"context_parallel_size": 2}, 4),
+        (4, {"expert_model_parallel_size": 2}, 2),
+        (8, {"context_parallel_size": 2, "expert_model_parallel_size": 2}, 4),
+        (8, {"tensor_model_parallel_size": 2, "expert_model_parallel_size": 2}, 2),
+        (8, {"tensor_model_parallel_size": 2, "expert_model_parallel_size": 2, "expert_tensor_parallel_size": 1}, 4),
+        (8, {"num_distributed_optimizer_instances": 2}, 4),
+    ],
+)
+def test_lane_count(world: int, sizes: dict[str, int], lanes: int) -> None:
+    assert lane_count(parsed(world=world, **sizes)) == lanes
+
+
+def test_not_enough_ranks() -> None:
+    with pytest.raises(MooError, match="--nproc: 2 ranks do not divide .* use a multiple of 4 ranks"):
+        lane_count(parsed(world=2, tensor_model_parallel_size=2, pipeline_model_parallel_size=2))
+    with pytest.raises(MooError, match="--expert-model-parallel-size: .* use a multiple of 4 ranks"):
+        lane_count(parsed(world=2, expert_model_parallel_size=4))
+
+
+def test_slots() -> None:
+    assert slot_count("auto", 14, 2) == 7
+    assert slot_count("auto", 3, 2) == 2
+    assert slot_count("5", 3, 2) == 5
+    for wrong in ("0", "-1", "two", "1.5"):
+        with pytest.raises(MooError, match="--moo-slots"):
+            slot_count(wrong, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--moo-method", "magic"), "--moo-method: unknown method 'magic'; choose from .*cagrad"),
+        (("--moo-block", "tensor"), "--moo-block: unknown value 'tensor'; choose from bucket, layer"),
+        (("--moo-rescale", "max"), "--moo-rescale"),
+        (("--moo-rows", "fp8"), "--moo-rows"),
+        (("--moo-every", "0"), "--moo-every"),
+        (("--moo-every", "5", "--moo-observe"), "--moo-every: does nothing with --moo-observe"),
+        (("--moo-exclude", "("), "--moo-exclude: '\\(' is no regular expression"),
+        (("--moo-option", "c"), "--moo-option"),
+        (("--moo-option", "nonsense=1"), "--moo-option: .*nonsense"),
+    ],
+)
+def test_wrong_values_are_named(flags: tuple[str, ...], message: str) -> None:
+    with pytest.raises(MooError, match=message):
+        moo_config(parsed(*flags), 3)
+
+
+def test_one_objective_is_refused() -> None:
+    with pytest.raises(MooError, match="1 objective, MOO needs at least 2"):
+        moo_config(parsed("--languages", "l.yaml"), 1)
+
+
+def test_config() -> None:
+    config = moo_config(parsed("--moo-method", "cagrad", "--moo-option", "c=0.25", "--moo-block", "param"), 5)
+    assert (config.method, config.options, config.block, config.slots) == ("cagrad", {"c": 0.25}, "param", 3)
