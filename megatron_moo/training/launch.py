@@ -17,7 +17,8 @@ from megatron_moo.training.plan import RunPlan, plan_run
 from megatron_moo.training.recipe import load_recipe, to_argv
 
 _ERROR_LINE = re.compile(r"megatron-moo: error: (.*)")
-_LAST_LINE = re.compile(r"^(?:\[rank\d+\]:\s*)?(\w*(?:Error|Exception|Interrupt)\b.*)$")
+_RANK = re.compile(r"^\[rank\d+\]:\s?")
+_EXCEPTION = re.compile(r"^[\w.]*(?:Error|Exception|Interrupt)\b")
 
 
 def train(recipe_path: Path, flags: list[str], runs: Path = Path("runs")) -> int:
@@ -106,11 +107,21 @@ def _tell_failure(logs: Path, status: int) -> None:
         for line in lines:
             if match := _ERROR_LINE.search(line):
                 raise MooError(match[1])
-        found = [match[1] for line in lines if (match := _LAST_LINE.match(line.strip()))]
-        fallback = fallback or (found[-1] if found else None)
+        fallback = fallback or _last_exception(lines)
     raise MooError(
         fallback or f"the ranks ended with status {status}", "training", f"the logs of the ranks lie in {logs}"
     )
+
+
+def _last_exception(lines: list[str]) -> str | None:
+    """The exception that ends a traceback; a bare one with the line of code that raised it."""
+    text = [_RANK.sub("", line) for line in lines]
+    at = [number for number, line in enumerate(text) if _EXCEPTION.match(line)]
+    if not at:
+        return None
+    last = text[at[-1]]
+    code = [line.strip() for line in text[: at[-1]] if line.strip(" ^~")]
+    return last if ":" in last or not code else f"{last}: {code[-1]}"
 
 
 def _finish(console: Console, plan: RunPlan) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 
 from megatron_moo.errors import MooError
 from megatron_moo.training import platform
@@ -12,9 +11,7 @@ from megatron_moo.training import platform
 def main() -> int:
     """Train with Megatron's own ``pretrain()``; the flags are in ``sys.argv``."""
     platform.prepare()
-    with warnings.catch_warnings():
-        # Megatron warns at import about every optional package that is not installed; `doctor` says it once.
-        warnings.simplefilter("ignore")
+    with platform.quiet():
         from megatron.core.enums import ModelType
         from megatron.training import training
         from megatron.training.argument_utils import pretrain_cfg_container_from_args

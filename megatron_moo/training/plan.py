@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +56,7 @@ def plan_run(recipe: Recipe, runs: Path, progress: Callable[[str], None]) -> Run
     Raises:
         MooError: for anything a user can mend.
     """
-    from megatron_moo.data import build_corpus, load_manifest
-    from megatron_moo.data.sampler import LanguageSampler, ValidationBatches
+    from megatron_moo.data import LanguageSampler, ValidationBatches, build_corpus, load_manifest
 
     values = platform.default_flags() | DEFAULTS | recipe.values
     for key, value in REQUIRED.items():
@@ -134,8 +132,7 @@ def _parser() -> Any:
     import argparse
 
     platform.prepare()
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
+    with platform.quiet():
         from megatron.training.arguments import add_megatron_arguments
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
     return add_moo_arguments(add_megatron_arguments(parser))

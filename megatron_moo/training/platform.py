@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import os
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 # Flags that a machine without a GPU needs, whatever the recipe.
@@ -55,11 +58,21 @@ def default_flags() -> dict[str, Any]:
 def prepare() -> None:
     """Make this process ready to import Megatron: on a machine without a GPU, install the CPU platform."""
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     if has_gpu():
         return
     from megatron_moo.training import platform_cpu
 
-    platform_cpu.install()
+    with quiet():
+        platform_cpu.install()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Import Megatron without a warning for every optional package that is not installed; `doctor` says it once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def initialising() -> contextlib.AbstractContextManager:
