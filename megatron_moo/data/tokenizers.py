@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from megatron_moo.errors import MooError
 
 
@@ -28,6 +30,8 @@ class Tokenizer(Protocol):
     vocab_size: int
     eod: int
     unknown: int | None
+
+    def __hash__(self) -> int: ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
 
@@ -81,6 +85,13 @@ class SentencePieceTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return self._processor.encode(list(texts), num_threads=1)
+
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ids, and per id its first character and the one after its last."""
+        found: Any = self._processor.encode(text, return_type="offset_mapping")
+        offsets = np.array(found["offsets"], np.int64).reshape(-1, 2)
+        # The bytes of one unknown character share it: all but the last report an empty span at its start.
+        return np.array(found["ids"], np.int64), offsets[:, 0], np.maximum(offsets[:, 1], offsets[:, 0] + 1)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode([int(i) for i in ids])
@@ -140,6 +151,18 @@ class HFTokenizer:
             return [self.hf.encode(text, add_special_tokens=False) for text in texts]
         backend.encode_special_tokens = True
         return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ids, and per id its first character and the one after its last; special tokens in the text are one
+        id."""
+        if not self.hf.is_fast:
+            raise MooError(
+                "a slow tokenizer gives no character offsets", str(self._path), "use one with tokenizer.json"
+            )
+        self.hf.backend_tokenizer.encode_special_tokens = False
+        found = self.hf(text, add_special_tokens=False, return_offsets_mapping=True)
+        offsets = np.array(found["offset_mapping"], np.int64).reshape(-1, 2)
+        return np.array(found["input_ids"], np.int64), offsets[:, 0], offsets[:, 1]
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.hf.decode([int(i) for i in ids], clean_up_tokenization_spaces=False))

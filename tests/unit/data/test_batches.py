@@ -5,13 +5,25 @@ from __future__ import annotations
 import copy
 import random
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
-from megatron_moo.data import LaneBatches, LanguageSampler, LaneSchedule, build_corpus, load_manifest, plan_shares
+from megatron_moo.data import (
+    Corpus,
+    LaneBatches,
+    LaneSchedule,
+    LanguageSampler,
+    Manifest,
+    build_corpus,
+    load_manifest,
+    plan_shares,
+)
 from megatron_moo.errors import MooError
+from tests.unit.data.conftest import MakeCorpus
 
 SEQ = 8
 
@@ -21,7 +33,9 @@ def _sizes(*samples: int) -> list[int]:
     return [n * SEQ - 3 for n in samples]
 
 
-def _lane(manifest, corpus, lanes: int, slots: int, lane: int, **kwargs):
+def _lane(
+    manifest: Manifest, corpus: Corpus, lanes: int, slots: int, lane: int, **kwargs: Any
+) -> LaneBatches:
     presence = kwargs.pop("presence", "present")
     sampler = LanguageSampler(corpus, "train", SEQ, seed=11)
     shares = plan_shares(manifest, sampler, presence)
@@ -29,17 +43,19 @@ def _lane(manifest, corpus, lanes: int, slots: int, lane: int, **kwargs):
     return LaneBatches(sampler, schedule, manifest, lane, shares=shares, seed=5, **kwargs)
 
 
-def _key(batch) -> list[tuple]:
+def _key(batch: dict[str, Any]) -> list[tuple]:
     """Identities of the rows: the language and the labels that count."""
     rows = zip(batch["labels"].tolist(), batch["loss_mask"].tolist(), strict=True)
     return [(batch["language"], tuple(x if m else -1 for x, m in zip(a, b, strict=True))) for a, b in rows]
 
 
 def _steps(lanes: list[LaneBatches], steps: int, per_lane: int) -> list[Counter]:
-    return [Counter(key for b in lanes for _ in range(per_lane) for key in _key(next(b))) for _ in range(steps)]
+    return [
+        Counter(key for b in lanes for _ in range(per_lane) for key in _key(next(b))) for _ in range(steps)
+    ]
 
 
-def test_exactly_once_over_an_epoch_with_ten_random_stops(make_corpus) -> None:
+def test_exactly_once_over_an_epoch_with_ten_random_stops(make_corpus: MakeCorpus) -> None:
     samples = {"en": 117, "de": 1, "fr": 5000}
     manifest, corpus = make_corpus(dict(zip(samples, _sizes(*samples.values()), strict=True)))
     rng, steps = random.Random(0), 5000
@@ -54,10 +70,11 @@ def test_exactly_once_over_an_epoch_with_ten_random_stops(make_corpus) -> None:
         for lane in lanes:
             if state is not None:
                 lane.load_state_dict(copy.deepcopy(state))
-            # The record of what was drawn is taken at the sampler, where (language, consumed) becomes a sample.
+            # The record of what was drawn is taken at the sampler, where (language, consumed) becomes a
+            # sample.
             original = lane.sampler.position
-            lane.sampler.sample = lambda tag, n, f=original: seen[tag].append(f(tag, n)) or LAST  # type: ignore[method-assign]
-        LAST = lanes[0].sampler.empty()
+            blank = lane.sampler.empty()
+            lane.sampler.sample = lambda tag, n, f=original, b=blank: seen[tag].append(f(tag, n)) or b
         for _ in range(begin, end):
             for lane in lanes:
                 for _ in range(s):
@@ -76,7 +93,7 @@ def test_exactly_once_over_an_epoch_with_ten_random_stops(make_corpus) -> None:
         assert all(epochs[epoch] == count for epoch in range(whole)), f"{tag}: an epoch lost samples"
 
 
-def test_the_tokens_of_an_epoch_are_the_stream(make_corpus) -> None:
+def test_the_tokens_of_an_epoch_are_the_stream(make_corpus: MakeCorpus) -> None:
     manifest, corpus = make_corpus({"en": 3 * SEQ - 3, "de": 5})
     sampler = LanguageSampler(corpus, "train", SEQ, seed=3)
     for tag in manifest.languages:
@@ -93,18 +110,19 @@ def test_the_tokens_of_an_epoch_are_the_stream(make_corpus) -> None:
 
 
 @pytest.mark.parametrize("presence", ["present", "law"])
-def test_the_same_run_at_every_split_of_l(make_corpus, presence: str) -> None:
+def test_the_same_run_at_every_split_of_l(make_corpus: MakeCorpus, presence: str) -> None:
     manifest, corpus = make_corpus({"en": 400, "de": 90, "fr": 230}, sampling="proportional")
     runs = []
     for d, s in ((1, 4), (2, 2), (4, 1)):
         lanes = [
-            _lane(manifest, corpus, d, s, i, micro_batch_size=2, micro_batches=3, presence=presence) for i in range(d)
+            _lane(manifest, corpus, d, s, i, micro_batch_size=2, micro_batches=3, presence=presence)
+            for i in range(d)
         ]
         runs.append(_steps(lanes, 12, 3 * s))
     assert runs[0] == runs[1] == runs[2]
 
 
-def test_peers_share_a_lane(make_corpus) -> None:
+def test_peers_share_a_lane(make_corpus: MakeCorpus) -> None:
     manifest, corpus = make_corpus({"en": 400, "de": 90})
     whole = _steps([_lane(manifest, corpus, 2, 1, i, micro_batches=4) for i in range(2)], 6, 4)
     peers = [
@@ -113,7 +131,7 @@ def test_peers_share_a_lane(make_corpus) -> None:
     assert _steps(peers, 6, 2) == whole
 
 
-def test_batches_are_of_one_language_and_of_the_scheduled_objective(make_corpus) -> None:
+def test_batches_are_of_one_language_and_of_the_scheduled_objective(make_corpus: MakeCorpus) -> None:
     per = {"de": {"objective": "germanic"}, "en": {"objective": "germanic"}, "fr": {"objective": "romance"}}
     manifest, corpus = make_corpus({"en": 400, "fr": 300, "de": 200}, per_language=per)
     assert manifest.objectives == ("germanic", "romance")
@@ -124,7 +142,11 @@ def test_batches_are_of_one_language_and_of_the_scheduled_objective(make_corpus)
         for objective in lane.schedule.flat(lane.step):
             for _ in range(2):
                 batch = next(lane)
-                assert batch["objective"] == objective == manifest.objective_of[list(manifest.languages)[batch["language"]]]
+                assert (
+                    batch["objective"]
+                    == objective
+                    == manifest.objective_of[list(manifest.languages)[batch["language"]]]
+                )
                 languages[batch["language"]] += 1
                 for labels, mask in zip(batch["labels"].tolist(), batch["loss_mask"].tolist(), strict=True):
                     run = bytes(i for i, m in zip(labels, mask, strict=True) if m and i < 256).decode()
@@ -132,7 +154,7 @@ def test_batches_are_of_one_language_and_of_the_scheduled_objective(make_corpus)
     assert languages[0] == pytest.approx(languages[2], abs=3), "uniform: a lane's objective is shared evenly"
 
 
-def test_long_run_token_shares_are_the_law_although_a_small_language_pads(make_corpus) -> None:
+def test_long_run_token_shares_are_the_law_although_a_small_language_pads(make_corpus: MakeCorpus) -> None:
     sizes = {"en": 9 * SEQ, "de": 5, "fr": 40 * SEQ - 3}
     manifest, corpus = make_corpus(sizes, sampling={"law": "temperature", "temperature": 2.0})
     lane = _lane(manifest, corpus, 1, 2, 0, presence="law")
@@ -149,7 +171,9 @@ def test_long_run_token_shares_are_the_law_although_a_small_language_pads(make_c
         assert report[tag]["tokens"] == tokens[tag], "the report counts what was really drawn"
 
 
-def test_resume_with_a_language_removed_and_added_loses_and_repeats_nothing(make_corpus, tmp_path) -> None:
+def test_resume_with_a_language_removed_and_added_loses_and_repeats_nothing(
+    make_corpus: MakeCorpus, tmp_path: Path
+) -> None:
     manifest, corpus = make_corpus({"en": 400, "de": 90, "fr": 230})
     before = _lane(manifest, corpus, 2, 2, 0)
     for _ in range(22):
@@ -178,7 +202,7 @@ def test_resume_with_a_language_removed_and_added_loses_and_repeats_nothing(make
     assert back.drawn()["en"] == kept["consumed"]["en"]
 
 
-def test_state_in_the_middle_of_a_step_is_that_of_the_last_finished_one(make_corpus) -> None:
+def test_state_in_the_middle_of_a_step_is_that_of_the_last_finished_one(make_corpus: MakeCorpus) -> None:
     manifest, corpus = make_corpus({"en": 400, "de": 90})
     lane = _lane(manifest, corpus, 1, 2, 0, micro_batches=2)
     first = [_key(next(lane)) for _ in range(4)]
@@ -191,7 +215,7 @@ def test_state_in_the_middle_of_a_step_is_that_of_the_last_finished_one(make_cor
     assert [_key(next(again)) for _ in range(3)] == expected
 
 
-def test_bad_input_is_named(make_corpus) -> None:
+def test_bad_input_is_named(make_corpus: MakeCorpus) -> None:
     manifest, corpus = make_corpus({"en": 400, "de": 90})
     with pytest.raises(MooError, match="3 micro-batches cannot be shared by 2 peers"):
         _lane(manifest, corpus, 1, 1, 0, micro_batches=3, peers=2)

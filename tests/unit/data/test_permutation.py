@@ -28,7 +28,8 @@ def test_large_sizes_need_no_memory(n: int, key: int, i: int) -> None:
 
 
 def test_looks_random() -> None:
-    # Where element 0 of 10 goes, over keys: uniform by a chi-square test (9 degrees of freedom, p about 1e-6 at 45).
+    # Where element 0 of 10 goes, over keys: uniform by a chi-square test (9 degrees of freedom, p about 1e-6
+    # at 45).
     hits = np.bincount([Permutation(10, key)(0) for key in range(20_000)], minlength=10)
     assert ((hits - 2000) ** 2 / 2000).sum() < 45
     images = np.array([Permutation(5000, 1)(i) for i in range(5000)])

@@ -16,7 +16,9 @@ from megatron_moo.errors import MooError
 
 @pytest.mark.parametrize("presence", ["present", "law"])
 @pytest.mark.parametrize("shares", [None, [0.6, 0.3, 0.1]])
-def test_four_slots_two_by_two_and_one_by_four_are_the_same_run(presence: str, shares: list[float] | None) -> None:
+def test_four_slots_two_by_two_and_one_by_four_are_the_same_run(
+    presence: str, shares: list[float] | None
+) -> None:
     runs = [LaneSchedule(3, d, s, 7, presence, shares) for d, s in ((1, 4), (2, 2), (4, 1))]
     for step in (0, 1, 2, 1000, 999_999):
         flat = [[k for slot in run.assignment(step) for k in slot] for run in runs]
@@ -63,7 +65,8 @@ def test_law_presence_is_close_already_early() -> None:
 
 
 def test_present_with_shares_gives_the_law_where_one_per_step_allows_it() -> None:
-    # L = 4, K = 2: the law wants 2.8 and 1.2 positions; both are above one, so the law is met exactly in the long run.
+    # L = 4, K = 2: the law wants 2.8 and 1.2 positions; both are above one, so the law is met exactly in the
+    # long run.
     schedule = LaneSchedule(2, 4, 1, 0, "present", [0.7, 0.3])
     counts = np.bincount(np.concatenate([schedule.flat(s) for s in range(10_000)])) / 40_000
     np.testing.assert_allclose(counts, [0.7, 0.3], rtol=0.01)

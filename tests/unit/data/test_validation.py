@@ -10,11 +10,14 @@ import pytest
 
 from megatron_moo.data import LanguageSampler, ValidationBatches
 from megatron_moo.errors import MooError
+from tests.unit.data.conftest import MakeCorpus
 
 
 @pytest.mark.parametrize("dp_size", [1, 2, 3])
 @pytest.mark.parametrize("micro_batch_size", [1, 4])
-def test_every_target_once_per_pass_and_forever(make_corpus, dp_size: int, micro_batch_size: int) -> None:
+def test_every_target_once_per_pass_and_forever(
+    make_corpus: MakeCorpus, dp_size: int, micro_batch_size: int
+) -> None:
     _, corpus = make_corpus({"en": 101, "de": 5, "fr": 64})
     tags = ["en", "fr", "de"]
     sampler = LanguageSampler(corpus, "valid", 8)
@@ -35,7 +38,7 @@ def test_every_target_once_per_pass_and_forever(make_corpus, dp_size: int, micro
             np.testing.assert_array_equal(np.sort(np.concatenate(found[tag])), expected)
 
 
-def test_unknown_and_missing_languages_are_named(make_corpus) -> None:
+def test_unknown_and_missing_languages_are_named(make_corpus: MakeCorpus) -> None:
     _, corpus = make_corpus({"en": 101})
     with pytest.raises(MooError, match="no valid data for language 'it'"):
         ValidationBatches(LanguageSampler(corpus, "valid", 8), ["en", "it"])

@@ -1,0 +1,166 @@
+"""Chat templates: which text a conversation becomes, and which characters of it the assistant wrote.
+
+Where a template marks the assistant's part (``{% generation %}``), the marks decide. Where it has none, the
+part is
+found by prefix difference: what the conversation up to and with an assistant turn adds to the conversation
+before it plus
+the generation prompt. A template for which that is not a prefix is refused: a mask of all ones must never
+come silently.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from megatron_moo.data.sft.messages import Message
+from megatron_moo.errors import MooError
+
+NAMED = {
+    "chatml": (
+        "{% for message in messages %}"
+        "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    ),
+    "plain": (
+        "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\\n\\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    ),
+}
+_OPEN, _CLOSE = "\ue0f0", "\ue0f1"
+_MARK = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
+
+
+class ChatTemplate:
+    """A compiled chat template.
+
+    Args:
+        source: Jinja text.
+        name: how errors call it.
+        special: variables such as bos_token for the template.
+    """
+
+    def __init__(self, source: str, name: str, special: dict[str, str] | None = None) -> None:
+        from jinja2 import TemplateError
+
+        self.name = name
+        self.marked = _MARK.search(source) is not None
+        self._special = special or {}
+        try:
+            self._template = _environment().from_string(_MARK.sub(_sentinel, source))
+        except TemplateError as error:
+            raise MooError(f"the chat template is not valid Jinja ({error})", name, "repair it") from error
+
+    def render(self, messages: Sequence[Message], prompt: bool = False) -> str:
+        """The text of a conversation, marks included; ``prompt`` adds what invites the assistant to speak.
+
+        Raises:
+            MooError: the template refuses the conversation (roles that do not alternate, no system turn
+            allowed, ...).
+        """
+        from jinja2 import TemplateError
+
+        try:
+            return str(
+                self._template.render(messages=list(messages), add_generation_prompt=prompt, **self._special)
+            )
+        except (TemplateError, TypeError) as error:
+            raise MooError(f"the chat template refuses a conversation: {error}", self.name) from error
+
+    def text_and_spans(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+        """The text and the character spans [start, end) that the assistant wrote.
+
+        Raises:
+            MooError: the spans cannot be told, or none was found although there are assistant turns.
+        """
+        text, spans = self._marked(messages) if self.marked else self._by_prefix(messages)
+        if not any(end > start for start, end in spans):
+            raise MooError("the chat template gives no assistant text", self.name, "use another template")
+        return text, spans
+
+    def _marked(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+        pieces, spans, length, start = [], [], 0, None
+        for piece in re.split(f"([{_OPEN}{_CLOSE}])", self.render(messages)):
+            if piece == _OPEN:
+                start = length
+            elif piece == _CLOSE and start is not None:
+                spans.append((start, length))
+                start = None
+            else:
+                pieces.append(piece)
+                length += len(piece)
+        return "".join(pieces), spans
+
+    def _by_prefix(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+        text = self.render(messages)
+        spans = []
+        for i, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before = self.render(messages[:i], prompt=True)
+            after = self.render(messages[: i + 1])
+            if not (after.startswith(before) and text.startswith(after)):
+                what = (
+                    "has no generation marks, and an earlier part of a conversation is no prefix of the whole"
+                )
+                raise MooError(
+                    f"the chat template {what}", self.name, "add {% generation %} marks, or use another"
+                )
+            spans.append((len(before), len(after)))
+        return text, spans
+
+
+def _sentinel(match: re.Match[str]) -> str:
+    left, end, right = match.groups()
+    mark = _CLOSE if end else _OPEN
+    # An `if` keeps the tag's own white space control on both sides of the mark.
+    return f"{{%{left} if true %}}{mark}{{% endif {right}%}}"
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Any:
+    """Jinja as chat templates expect it (trimmed blocks, loop controls, raise_exception, plain tojson),
+    sandboxed."""
+    from jinja2 import TemplateError
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
+    environment.globals["raise_exception"] = raise_exception
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
+        value, ensure_ascii=False, indent=indent
+    )
+    return environment
+
+
+def load_template(name: str, base: Path, hf: Any = None) -> ChatTemplate:
+    """A template by name (``chatml``, ``plain``), ``tokenizer`` (the HF tokenizer's own), or a file relative
+    to ``base``.
+
+    Raises:
+        MooError: no such template, or a tokenizer without one.
+    """
+    special = {
+        f"{kind}_token": getattr(hf, f"{kind}_token", None) or "" for kind in ("bos", "eos", "pad", "unk")
+    }
+    if name in NAMED:
+        return ChatTemplate(NAMED[name], name, special)
+    if name == "tokenizer":
+        if hf is None or not isinstance(getattr(hf, "chat_template", None), str):
+            todo = f"name one of {', '.join(NAMED)} or a file in sft.template"
+            raise MooError("the tokenizer has no chat template", "sft.template", todo)
+        return ChatTemplate(hf.chat_template, "the tokenizer's template", special)
+    file = base / name
+    if not file.is_file():
+        todo = f"use tokenizer, {', '.join(NAMED)} or the path of a Jinja file"
+        raise MooError(f"no chat template {name!r}", "sft.template", todo)
+    return ChatTemplate(file.read_text(encoding="utf-8"), str(file), special)
