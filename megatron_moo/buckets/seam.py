@@ -43,6 +43,7 @@ PRIVATE_NAMES: tuple[tuple[str, str], ...] = (
     (_BUFFER, "_ParamAndGradBucketGroup.finish_grad_sync"),
     ("megatron.core.distributed.distributed_data_parallel", "DistributedDataParallel.finish_grad_sync"),
     ("megatron.core.distributed.distributed_data_parallel", "DistributedDataParallel.zero_grad_buffer"),
+    ("megatron.core.optimizer.distrib_optimizer", "DistributedOptimizer._set_main_param_and_optimizer_states"),
     (_TRAINING, "get_forward_backward_func"),
     (_TRAINING, "get_optimizer_param_scheduler"),
     (_TRAINING, "training_log"),
@@ -159,6 +160,7 @@ class Seam:
 
         def build(optimizer: Any) -> Any:
             skip_when_all_dropped(optimizer, self.step)
+            make_resumable(optimizer)
             scheduler = stock(optimizer)
             get, put = scheduler.state_dict, scheduler.load_state_dict
 
@@ -301,6 +303,43 @@ def skip_when_all_dropped(optimizer: Any, step: MooStep) -> None:
         return take()
 
     optimizer.step = maybe_step
+
+
+def make_resumable(optimizer: Any) -> None:
+    """Let Megatron-Core 0.19.2 resume on torch's own Adam (with Apex's or Transformer Engine's it can).
+
+    Loading first asks the new optimizer for the step that its parameters have in common, but a parameter of torch's
+    Adam has no state before its first step: give it one. Then it copies every tensor of that state, ``step`` too,
+    from a checkpoint that keeps ``step`` elsewhere: say that there is none to copy. Last, it hands one and the same
+    step tensor to every parameter, which Adam would then count up once per parameter: give each its own.
+    """
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        adam = getattr(part, "optimizer", None)
+        if not isinstance(adam, torch.optim.Adam | torch.optim.AdamW):
+            continue
+        for param in (p for group in adam.param_groups for p in group["params"]):
+            if not adam.state[param]:
+                adam.state[param] = {
+                    "step": torch.tensor(0.0),
+                    "exp_avg": torch.zeros_like(param),
+                    "exp_avg_sq": torch.zeros_like(param),
+                }
+        put = part._set_main_param_and_optimizer_states
+        part._set_main_param_and_optimizer_states = _without_step(put)
+        part.load_state_dict = _with_own_steps(part.load_state_dict, adam)
+
+
+def _without_step(put: Callable[[Any, dict], None]) -> Callable[[Any, dict], None]:
+    return lambda param, tensors: put(param, {"step": None, **tensors})
+
+
+def _with_own_steps(load: Callable[[dict], None], adam: torch.optim.Optimizer) -> Callable[[dict], None]:
+    def load_and_part(state_dict: dict) -> None:
+        load(state_dict)
+        for state in adam.state.values():
+            state["step"] = state["step"].clone()
+
+    return load_and_part
 
 
 def bucket_groups(chunks: Sequence[Any]) -> Iterator[Any]:

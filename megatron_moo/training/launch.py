@@ -42,8 +42,9 @@ def train(recipe_path: Path, flags: list[str], runs: Path = Path("runs")) -> int
         _finish(console, plan)
         return 0
     status = _run_ranks(console, plan)
-    if status == 0:
-        _finish(console, plan)
+    _finish(console, plan)
+    if last_step(plan.run_dir) < plan.train_iters:
+        console.print("megatron-moo: stopped before the last step; run the same command again to go on")
     return status
 
 

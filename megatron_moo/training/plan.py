@@ -15,7 +15,7 @@ import yaml
 
 from megatron_moo.errors import MooError
 from megatron_moo.training import platform
-from megatron_moo.training.arguments import add_moo_arguments, lane_count, moo_config
+from megatron_moo.training.arguments import FLAG_NAMES, add_moo_arguments, lane_count, moo_config
 from megatron_moo.training.recipe import DEFAULTS, REQUIRED, Recipe, check_keys, to_argv
 from megatron_moo.training.support import check_supported
 
@@ -75,6 +75,9 @@ def plan_run(recipe: Recipe, runs: Path, progress: Callable[[str], None]) -> Run
     dp = args.world_size // (
         args.tensor_model_parallel_size * args.pipeline_model_parallel_size * args.context_parallel_size
     )
+    # The record of a run holds our settings also where they are the defaults.
+    ours = {name: getattr(args, name.replace("-", "_")) for name in FLAG_NAMES if name.startswith("moo-")}
+    values = {**{name: value for name, value in ours.items() if value not in (None, False, [])}, **values}
     values["moo-slots"] = config.slots
     least = dp * config.slots * args.micro_batch_size
     values.setdefault("global-batch-size", least)

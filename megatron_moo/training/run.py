@@ -181,6 +181,13 @@ class TrainingRun:
         return state
 
     def _load(self, state: dict[str, Any]) -> None:
+        before, now = state.get("data", {}).get("L", self.schedule.positions), self.schedule.positions
+        if before != now:
+            raise MooError(
+                f"the checkpoint was made with {before} places a step (slots x lanes), this run has {now}",
+                "--moo-slots",
+                f"choose slots and ranks so that their product is {before}",
+            )
         self._restored = state
         self.step.load_state_dict(state["step"])
 
