@@ -1,0 +1,164 @@
+"""Reading ``runs/<name>/metrics.jsonl``, finished or still being written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megatron_moo.errors import MooError
+from megatron_moo.report.records import EventRecord, Record, StepRecord, ValidRecord, parse_line
+
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclass
+class RunMetrics:
+    """Everything a run measured, one record a step, in the order of steps."""
+
+    steps: list[StepRecord] = field(default_factory=list)
+    valids: list[ValidRecord] = field(default_factory=list)
+    events: list[EventRecord] = field(default_factory=list)
+    unreadable_lines: int = 0
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages trained on, in the order of their first appearance."""
+        return _union(step.loss for step in self.steps)
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """The objectives of the last step that names any."""
+        return next((step.objectives for step in reversed(self.steps) if step.objectives), ())
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """All blocks, in the order of their first appearance."""
+        return _union(step.moo.blocks for step in self.steps if step.moo)
+
+    @property
+    def train_iters(self) -> int | None:
+        """How many steps were asked for, by the last ``start``."""
+        for event in reversed(self.events):
+            asked = event.fields.get("train_iters")
+            if event.event == "start" and isinstance(asked, int):
+                return asked
+        return None
+
+    @property
+    def finished(self) -> bool:
+        """True when the last event is the run's end."""
+        return bool(self.events) and self.events[-1].event == "end"
+
+    def add(self, record: Record) -> None:
+        """Take the next record of the file.
+
+        A step that was seen before means that the run was resumed from an earlier checkpoint: what followed
+        that point belongs to a branch that was given up, so it is forgotten. The last line of a step wins.
+        """
+        if isinstance(record, EventRecord):
+            self.events.append(record)
+        elif isinstance(record, ValidRecord):
+            self.valids = [old for old in self.valids if old.step != record.step]
+            self.valids.append(record)
+        else:
+            if self.steps and record.step <= self.steps[-1].step:
+                self.steps = [old for old in self.steps if old.step < record.step]
+                self.valids = [old for old in self.valids if old.step < record.step]
+            self.steps.append(record)
+
+
+def _union(groups: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    names: dict[str, None] = {}
+    for group in groups:
+        names.update(dict.fromkeys(group))
+    return tuple(names)
+
+
+def metrics_path(run_dir: Path) -> Path:
+    """The metrics file of a run folder.
+
+    Raises:
+        MooError: the folder or the file is missing.
+    """
+    if not run_dir.is_dir():
+        raise MooError(
+            "no such run folder", where=str(run_dir), todo="give a folder that `megatron-moo train` wrote"
+        )
+    path = run_dir / METRICS_FILE
+    if not path.is_file():
+        raise MooError(f"the run folder has no {METRICS_FILE}", where=str(run_dir), todo="train first")
+    return path
+
+
+def read_metrics(run_dir: Path) -> RunMetrics:
+    """All records of ``run_dir/metrics.jsonl``.
+
+    A half-written last line is passed over in silence (the run may be writing it now); other lines that hold
+    no record are counted in ``unreadable_lines``.
+
+    Raises:
+        MooError: the folder or the file is missing.
+    """
+    metrics = RunMetrics()
+    with metrics_path(run_dir).open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            record = parse_line(line)
+            if record is not None:
+                metrics.add(record)
+            elif line.strip() and line.endswith("\n"):
+                metrics.unreadable_lines += 1
+    return metrics
+
+
+def follow(
+    path: Path,
+    *,
+    offset: int = 0,
+    poll_s: float = 0.2,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Record]:
+    """Yield the records of a metrics file as they are written.
+
+    Args:
+        path: the file; it need not exist yet.
+        offset: bytes to pass over first: the size before a resume, so that only new records are shown.
+        poll_s: seconds between two looks.
+        stop: asked when nothing is left to read; true ends the generator after a last look.
+
+    Ends after an ``end`` event or when ``stop()`` is true. Only whole lines are parsed.
+    """
+    pending = b""
+    last_look = False
+    while True:
+        chunk, offset, restarted = _read_from(path, offset)
+        pending = (b"" if restarted else pending) + chunk
+        *lines, pending = pending.split(b"\n")
+        for line in lines:
+            record = parse_line(line.decode("utf-8", errors="replace"))
+            if record is None:
+                continue
+            yield record
+            if isinstance(record, EventRecord) and record.event == "end":
+                return
+        if last_look:
+            return
+        if stop():
+            last_look = True
+        elif not chunk:
+            time.sleep(poll_s)
+
+
+def _read_from(path: Path, offset: int) -> tuple[bytes, int, bool]:
+    """New bytes, the new offset, and whether the file was replaced by a shorter one."""
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return b"", offset, False
+    restarted = size < offset
+    offset = 0 if restarted else offset
+    with path.open("rb") as file:
+        file.seek(offset)
+        chunk = file.read()
+    return chunk, offset + len(chunk), restarted

@@ -1,0 +1,190 @@
+"""The report page of a run: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from markupsafe import Markup
+
+from megatron_moo import __version__
+from megatron_moo.errors import MooError
+from megatron_moo.report import units
+from megatron_moo.report.charts import palette
+from megatron_moo.report.metrics import METRICS_FILE, RunMetrics, read_metrics
+from megatron_moo.report.sections import SECTIONS, Room
+from megatron_moo.report.sections.cosine import mean_cosine
+from megatron_moo.report.summary import Change, RunSummary, summarize
+from megatron_moo.report.table import REPORT_FILE
+
+TEMPLATES = Path(__file__).parent / "templates"
+RECIPE_FILE = "recipe.yaml"
+MOST_STEPS_NAMED = 8
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A headline number."""
+
+    title: str
+    value: str
+    detail: str
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write ``run_dir/report.html`` and return its path.
+
+    Raises:
+        MooError: the run has no metrics, or none of a training step yet.
+    """
+    page = render(run_dir)
+    path = run_dir / REPORT_FILE
+    draft = path.with_suffix(".html.part")
+    draft.write_text(page, encoding="utf-8")
+    os.replace(draft, path)  # whoever opens the page never sees half of it
+    return path
+
+
+def render(run_dir: Path) -> str:
+    """The page of a run as text.
+
+    Raises:
+        MooError: the run has no metrics, or none of a training step yet.
+    """
+    import jinja2
+
+    metrics = read_metrics(run_dir)
+    if not metrics.steps:
+        todo = "wait for the first step"
+        raise MooError(f"{METRICS_FILE} has no training step yet", where=str(run_dir), todo=todo)
+    room = Room(metrics, summarize(metrics))
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.get_template("page.html.j2").render(
+        name=run_dir.resolve().name,
+        style=_style(),
+        script=Markup(_template("page.js")),
+        state=state(metrics),
+        facts=list(_facts(room)),
+        tiles=list(_tiles(room)),
+        warnings=list(warnings(metrics)),
+        sections=[section(room) for section in SECTIONS],
+        recipe=_recipe(run_dir),
+        version=__version__,
+    )
+
+
+def _template(name: str) -> str:
+    return (TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _style() -> Markup:
+    """The style sheet with the colours of both schemes; it is our own text, so it goes in unescaped."""
+    light, dark = palette.variables(dark=False), palette.variables(dark=True)
+    sheet = _template("page.css").replace("/*light*/", light).replace("/*dark*/", dark)
+    return Markup(sheet + palette.rules())
+
+
+def _recipe(run_dir: Path) -> str | None:
+    path = run_dir / RECIPE_FILE
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+
+
+def state(metrics: RunMetrics) -> str:
+    """How far the run is, in words."""
+    last, asked = metrics.steps[-1].step, metrics.train_iters
+    if metrics.finished:
+        return f"Finished at step {last:,}" + (f" of {asked:,}" if asked and asked != last else "")
+    return f"Step {last:,}" + (f" of {asked:,}" if asked else "") + ", still running or interrupted"
+
+
+def _facts(room: Room) -> Iterator[str]:
+    summary = room.summary
+    if summary.method:
+        yield f"{summary.method}, weights per {summary.block or 'block'}"
+    objectives = len(room.metrics.objectives)
+    seen = len(summary.seen or summary.train)
+    yield f"{seen} languages" + (f", {len(summary.unseen)} unseen" if summary.unseen else "")
+    if objectives not in (0, seen):
+        yield f"{objectives} objectives"
+    if room.metrics.blocks:
+        yield f"{len(room.metrics.blocks)} blocks"
+    started = [event.fields.get("time") for event in room.metrics.events if event.event == "start"]
+    if started and isinstance(started[0], int | float) and math.isfinite(started[0]):
+        yield f"started {datetime.fromtimestamp(started[0], UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _tiles(room: Room) -> Iterator[Tile]:
+    summary = room.summary
+    seen = summary.seen or tuple(summary.train)
+    yield _change(
+        "Training loss", summary.mean(summary.train, summary.train), "nats per token, mean of languages"
+    )
+    if summary.held_out:
+        changes = summary.mean(summary.held_out, seen)
+        yield _change(f"Held-out, {len(seen)} seen", changes, "nats per token, mean of languages")
+    if summary.unseen:
+        unseen = summary.mean(summary.held_out, summary.unseen)
+        yield _change(f"Held-out, {len(summary.unseen)} unseen", unseen, "nats per token, mean of languages")
+    yield from _worst(summary)
+    if math.isfinite(summary.conflict.end):
+        detail = f"pairs with a negative cosine; {units.percent(summary.conflict.start)} in the first steps"
+        yield Tile("Conflict rate", units.percent(summary.conflict.end), detail)
+    yield from _cosines(room)
+    if math.isfinite(summary.tokens_per_s):
+        detail = f"median; {units.count(sum(summary.tokens.values()))} tokens in all"
+        yield Tile("Tokens per second", units.count(summary.tokens_per_s), detail)
+
+
+def _change(title: str, change: Change, detail: str) -> Tile:
+    return Tile(title, f"{units.loss(change.start)} → {units.loss(change.end)}", detail)
+
+
+def _worst(summary: RunSummary) -> Iterator[Tile]:
+    held_out = {tag: change for tag, change in summary.held_out.items() if tag in summary.seen}
+    worst = summary.worst(held_out or summary.train)
+    if worst is not None:
+        where = "held-out, at the end" if held_out else "training, at the end"
+        yield Tile("Highest loss, seen", units.loss(worst[1].end), f"{worst[0]}, {where}")
+
+
+def _cosines(room: Room) -> Iterator[Tile]:
+    between = mean_cosine(room.moos[-room.summary.window :])
+    if not math.isfinite(between):
+        return
+    same = room.summary.cosine_same
+    detail = (
+        f"same language, other batch: {same:.2f}"
+        if math.isfinite(same)
+        else "same-language cosine not measured"
+    )
+    yield Tile("Cosine between languages", f"{between:.2f}".replace("-", "−"), f"mean of pairs; {detail}")
+
+
+def warnings(metrics: RunMetrics) -> Iterator[str]:
+    """What a reader should know before believing the plots."""
+    lost: dict[str, list[int]] = {}
+    for step in metrics.steps:
+        for tag, value in step.loss.items():
+            if not math.isfinite(value):
+                lost.setdefault(tag, []).append(step.step)
+    for tag, steps in lost.items():
+        yield f"The training loss of {tag} was not finite at {_steps(steps)}."
+    dropped: dict[str, list[int]] = {}
+    for step in metrics.steps:
+        for name in step.moo.dropped if step.moo else ():
+            dropped.setdefault(name, []).append(step.step)
+    for name, steps in dropped.items():
+        yield f"The gradient of {name} was dropped at {_steps(steps)}."
+    if metrics.unreadable_lines:
+        yield f"{metrics.unreadable_lines} line(s) of {METRICS_FILE} could not be read and are left out."
+
+
+def _steps(steps: list[int]) -> str:
+    named = ", ".join(f"{step:,}" for step in steps[:MOST_STEPS_NAMED])
+    more = f" and {len(steps) - MOST_STEPS_NAMED:,} more" if len(steps) > MOST_STEPS_NAMED else ""
+    return f"step{'s' if len(steps) > 1 else ''} {named}{more}"
