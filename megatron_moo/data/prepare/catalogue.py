@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_moo.data.prepare import udhr
+from megatron_moo.data.prepare import chatterbot, installation_guide, libreoffice_help, udhr
 from megatron_moo.errors import MooError
 
 
@@ -28,6 +28,21 @@ def _udhr(out: Path, tags: Sequence[str] | None) -> list[str]:
 CATALOGUE: dict[str, Item] = {
     "udhr": Item(
         "Universal Declaration of Human Rights, 20 languages, 11 scripts (bundled)", udhr.LICENCE, _udhr
+    ),
+    "libreoffice-help": Item(
+        "LibreOffice's help, 22 languages aligned by paragraph (Debian packages, 80 MB); a narrow domain",
+        libreoffice_help.LICENCE,
+        libreoffice_help.prepare,
+    ),
+    "installation-guide": Item(
+        "Debian's installation guide, 19 languages (Debian package, 18 MB)",
+        installation_guide.LICENCE,
+        installation_guide.prepare,
+    ),
+    "chatterbot": Item(
+        "ChatterBot's conversations, 28 languages, for fine-tuning (PyPI package, 0.3 MB)",
+        chatterbot.LICENCE,
+        chatterbot.prepare,
     ),
 }
 

