@@ -1,9 +1,14 @@
 """CAGrad: the worst-served objective's best direction within a ball around the mean.
 
-``max_d min_k <g_k, d>`` subject to ``||d - g_0|| <= c ||g_0||``; dual: ``o = argmin o^T G u + c ||g_0|| ||J^T o||`` over
-the simplex, ``w = u + c ||g_0|| / ||J^T o|| o``; ``[B, K, K] -> [B, K]``. Liu et al., arXiv 2110.14048.
+``max_d min_k <g_k, d>`` subject to ``||d - g_0|| <= c ||g_0||`` with ``g_0 = J^T u``; dual: ``o = argmin o^T G u +
+c ||g_0|| ||J^T o||`` over the simplex, ``w = u + c ||g_0|| / ||J^T o|| o``; ``[B, K, K] -> [B, K]``.
+Liu et al., arXiv 2110.14048.
 
-Degenerate: absent rows are left out. Where ``J^T o = 0`` (0/0) d = g_0, flagged ``undefined``.
+On unit rows (``x = s o``, ``beta = U g_0 / (c ||g_0||)``) this is the program of ``cone.py``; its support is then solved
+exactly: with the rows of the support at equal products t, ``||J^T x||`` = 1 is a quadratic equation in t.
+
+Degenerate: absent rows are left out. Where ``J^T o = 0`` (0/0: some rows cancel, and no direction of the ball serves
+them) d = g_0, flagged ``undefined``. With g_0 = 0 the ball is a point and d = 0.
 """
 
 from __future__ import annotations
@@ -13,11 +18,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .cone import Program, solve_cone
+from .linalg import cholesky, dot, mv, ridged
 from .method import Method
 from .mgda import ridge_of
-from .nnls import nnls
 from .options import Option, Spec
 from .problem import Problem
+
+_ROUNDS = 2
 
 
 class CAGrad(Method):
@@ -26,22 +34,58 @@ class CAGrad(Method):
     spec: ClassVar[Spec] = Spec(
         "cagrad",
         "Liu et al. 2021",
-        "argmin o^T G u + c |g_0| |J^T o| over the simplex; w = u + c |g_0| / |J^T o| o",
+        "o = argmin o^T G u + c |g_0| |J^T o| over the simplex, w = u + c |g_0| / |J^T o| o",
         {"c": Option(0.5, "radius of the ball as a share of the mean's norm", low=0, high=1, open_high=True)},
         preference=True,
     )
 
     def solve(self, problem: Problem) -> Tensor:
-        C, present = problem.C, problem.present
-        beta = (C @ (problem.s * problem.u).unsqueeze(-1)).squeeze(-1) * problem.m
-        radius = self.options["c"] * (problem.s * problem.u * beta).sum(-1, keepdim=True).clamp(min=0).sqrt()
-        smallest = torch.where(present, problem.s, torch.inf).amin(-1, keepdim=True)
-        q = torch.where(present, smallest / problem.s, 0.0)
-        ratio = torch.where(present, beta / torch.where(present, q, 1.0), torch.inf)
-        t = ratio.amin(-1, keepdim=True) + radius / q.square().sum(-1, keepdim=True).sqrt().clamp(min=1e-300)
-        for _ in range(8):
-            x = nnls(C, t * q - beta, present, ridge_of(problem), steps=20)
-            n = (x * (C @ x.unsqueeze(-1)).squeeze(-1)).sum(-1, keepdim=True).clamp(min=0).sqrt()
-            slope = (q * x).sum(-1, keepdim=True) / n.clamp(min=1e-300)
-            t = t + (radius - n) / slope.clamp(min=1e-300)
-        return problem.u + x * radius / n.clamp(min=1e-300) / problem.s
+        su = problem.s * problem.u
+        beta = mv(problem.C, su) * problem.m
+        radius = self.options["c"] * dot(su, beta).clamp(min=0.0).sqrt()
+        smallest = torch.where(problem.present, problem.s, torch.inf).amin(-1, keepdim=True)
+        q = torch.where(problem.present, smallest / problem.s, 0.0)
+        beta = beta / torch.where(radius > 0, radius, 1.0)
+        program = Program(problem.C, beta, q, problem.m, ridge_of(problem))
+        x, y = solve_cone(program, 15 + problem.C.shape[-1] // 4)
+        x = _on_the_support(program, x, y)
+        n = dot(x, mv(problem.C, x)).clamp(min=0.0).sqrt()
+        # Below the rounding of G the rows of x cancel, and the direction of their sum is noise.
+        cancels = n <= 4.0 * (problem.count.unsqueeze(-1) * problem.eps) ** 0.5 * x.sum(-1, keepdim=True)
+        problem.flags["undefined"] = (cancels & (radius > 0)).squeeze(-1) & problem.present.any(-1)
+        share = torch.where(cancels, 0.0, radius / torch.where(cancels, 1.0, n))
+        return problem.u + share * x / problem.s
+
+
+def _on_the_support(program: Program, x: Tensor, y: Tensor) -> Tensor:
+    """Solve exactly on the support that the interior point shows, and keep what serves the worst row best."""
+    C, beta, q, m = program.C, program.beta, program.q, program.m
+    best = _worst_product(program, x)
+    support = (x > y).to(x.dtype) * m
+    for _ in range(_ROUNDS):
+        A = C * support.unsqueeze(-1) * support.unsqueeze(-2)
+        A.diagonal(dim1=-2, dim2=-1).add_(1.0 - support)
+        F = cholesky(ridged(A, program.ridge))
+        right = torch.stack([q * support, beta * support], -1)
+        both = torch.cholesky_solve(right, F)
+        both = both + torch.cholesky_solve(right - A @ both, F)  # takes the ridge out again
+        a, b = both.unbind(-1)
+        qa, qb, bb = dot(q * support, a), dot(q * support, b), dot(beta * support, b)
+        t = (qb + (qb.square() - qa * (bb - 1.0)).clamp(min=0.0).sqrt()) / qa.clamp(min=1e-300)
+        exact = (t * a - b) * support
+        kept = exact.clamp(min=0.0)
+        value = _worst_product(program, kept)
+        better = value.isfinite() & (value >= best - 1e-14 * best.abs().clamp(min=1.0))
+        x, best = torch.where(better, kept, x), torch.where(better, torch.maximum(value, best), best)
+        slack = beta + mv(C, exact) - t * q
+        support = ((exact > 0) | ((slack < 0) & (support == 0))).to(x.dtype) * m
+    return x
+
+
+def _worst_product(program: Program, x: Tensor) -> Tensor:
+    """``min_k <g_k, d>`` in units of the smallest row for the d of x, ``[B, 1]``; -inf where x gives none."""
+    cx = mv(program.C, x)
+    n = dot(x, cx).clamp(min=0.0).sqrt()
+    products = (program.beta + cx / n.clamp(min=1e-300)) / (program.q + (1.0 - program.m))
+    worst = torch.where(program.m > 0, products, torch.inf).amin(-1, keepdim=True)
+    return torch.where(n > 0, worst, -torch.inf)
