@@ -20,6 +20,7 @@ import warnings
 from tests.pool.protocol import die_with_parent
 
 MAX_RANKS = 8
+# What a training step imports, lazily or not: a rank that has to import it itself loses a second of processor time.
 _PRELOAD = (
     "numpy",
     "pytest",
@@ -28,12 +29,15 @@ _PRELOAD = (
     "megatron.core",
     "megatron.core.distributed",
     "megatron.core.models.gpt",
+    "megatron.core.models.mimo.model",
     "megatron.core.optimizer",
     "megatron.core.pipeline_parallel",
     "megatron.core.tensor_parallel",
+    "megatron.core.tokenizers.text.text_tokenizer",
     "megatron.training",
     "megatron.training.checkpointing",
     "megatron.training.training",
+    "torch.profiler",
 )
 
 
