@@ -82,23 +82,6 @@ def missing_names() -> list[str]:
     return missing
 
 
-@contextlib.contextmanager
-def initialise_with(context: Callable[[], contextlib.AbstractContextManager]) -> Iterator[None]:
-    """Let ``pretrain()`` call ``initialize_megatron`` inside ``context()`` (the CPU platform needs one)."""
-    training = importlib.import_module(_TRAINING)
-    stock = training.initialize_megatron
-
-    def initialise(*args: Any, **kw: Any) -> Any:
-        with context():
-            return stock(*args, **kw)
-
-    training.initialize_megatron = initialise
-    try:
-        yield
-    finally:
-        training.initialize_megatron = stock
-
-
 class Seam:
     """Connects a :class:`MooStep` to Megatron's training; :meth:`remove` restores what was there.
 
@@ -110,6 +93,7 @@ class Seam:
     def __init__(self, step: MooStep, current_step: Callable[[], int]) -> None:
         self.step, self.current_step = step, current_step
         self.lanes: Lanes | None = None
+        self.around_forward: Callable[[Callable], Callable] = lambda forward_step: forward_step
         self.before_first_step: Callable[[Callable[..., list], dict[str, Any]], None] | None = None
         self._chunks: list[Any] = []
         self._undo: list[Callable[[], None]] = []
@@ -136,6 +120,17 @@ class Seam:
     def _replace(self, owner: Any, name: str, new: Any) -> None:
         self._undo.append(partial(setattr, owner, name, getattr(owner, name)))
         setattr(owner, name, new)
+
+    def initialise_in(self, context: Callable[[], contextlib.AbstractContextManager]) -> None:
+        """Let ``pretrain()`` call ``initialize_megatron`` inside ``context()`` (the CPU platform needs one)."""
+        training = importlib.import_module(_TRAINING)
+        stock = training.initialize_megatron
+
+        def initialise(*args: Any, **kw: Any) -> Any:
+            with context():
+                return stock(*args, **kw)
+
+        self._replace(training, "initialize_megatron", initialise)
 
     def on_training_log(self, report: Callable[..., None]) -> None:
         """Call ``report(iteration=, learning_rate=, grad_norm=, skipped=)`` after Megatron's own log of a step."""
@@ -181,6 +176,7 @@ class Seam:
         """A schedule that runs the step's slots one after the other and resolves them in the last."""
 
         def run(**kw: Any) -> list:
+            kw["forward_step_func"] = self.around_forward(kw["forward_step_func"])
             if kw.get("forward_only"):
                 return schedule(**kw)
             chunks = kw["model"] if isinstance(kw["model"], list) else [kw["model"]]

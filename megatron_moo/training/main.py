@@ -17,27 +17,20 @@ def main() -> int:
         from megatron.training.argument_utils import pretrain_cfg_container_from_args
         from megatron.training.arguments import parse_and_validate_args
 
-    from megatron_moo.buckets.seam import check_version, initialise_with
     from megatron_moo.training.arguments import add_moo_arguments
-    from megatron_moo.training.run import TrainingRun
+    from megatron_moo.training.install import install
 
-    check_version()
     args = parse_and_validate_args(extra_args_provider=add_moo_arguments)
-    run = TrainingRun(args)
-    with initialise_with(platform.initialising):
-        training.pretrain(
-            pretrain_cfg_container_from_args(args),
-            run.datasets,
-            ModelType.encoder_or_decoder,
-            run.forward_step,
-            model_provider=run.model_provider,
-            non_loss_data_func=run.after_validation,
-        )
-    run.metrics.event("end", step=int(args.curr_iteration) + 1)
-    import torch.distributed as dist
-
-    dist.barrier()
-    dist.destroy_process_group()
+    run = install(args)
+    training.pretrain(
+        pretrain_cfg_container_from_args(args),
+        run.datasets,
+        ModelType.encoder_or_decoder,
+        run.forward_step,
+        model_provider=run.model_provider,
+        non_loss_data_func=run.after_validation,
+    )
+    run.end()
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_moo.buckets.lanes import find_lanes
-from megatron_moo.buckets.seam import Seam, peer_groups
+from megatron_moo.buckets.seam import Seam, check_version, peer_groups
 from megatron_moo.buckets.modes import make_step_class
 from megatron_moo.data import (
     LaneBatches,
@@ -24,6 +24,7 @@ from megatron_moo.data import (
 )
 from megatron_moo.errors import MooError
 from megatron_moo.models.gpt import build_model
+from megatron_moo.training import platform
 from megatron_moo.training.arguments import lane_count, moo_config
 from megatron_moo.training.forward import Record, forward_step
 from megatron_moo.training.metrics import LossBook, MetricsWriter
@@ -38,6 +39,7 @@ class TrainingRun:
     """
 
     def __init__(self, args: Any) -> None:
+        check_version()
         self.args = args
         self.manifest = load_manifest(args.languages)
         self.corpus = open_corpus(args.corpus)
@@ -67,7 +69,9 @@ class TrainingRun:
         self.seam = Seam(self.step, lambda: int(args.curr_iteration))
         self.seam.on_training_log(self._log)
         self.seam.carry_state(self._save, self._load)
+        self.seam.initialise_in(platform.initialising)
         self.seam.before_first_step = self._validate_untrained
+        self.seam.around_forward = self._booked
 
     # What Megatron calls --------------------------------------------------------------------------------------------
 
@@ -116,6 +120,16 @@ class TrainingRun:
         """One micro-batch; its loss is booked per language."""
         return forward_step(data_iterator, model, record=lambda batch: self._record(batch, model.training))
 
+    def end(self) -> None:
+        """Say in the metrics that the run is complete, and leave the process group. A collective call."""
+        self.metrics.event("end", step=int(self.args.curr_iteration) + 1)
+        dist.barrier()
+        dist.destroy_process_group()
+
+    def remove(self) -> None:
+        """Take MOO out of this process again."""
+        self.seam.remove()
+
     def after_validation(self, model: Any) -> None:
         """Write the validation losses of a pass over every language (Megatron's ``non_loss_data_func``)."""
         device = torch.device(torch.cuda.current_device())
@@ -155,6 +169,28 @@ class TrainingRun:
         # Megatron counts iterations from 1 when it logs and from 0 while a step runs.
         return int(self.args.curr_iteration) + (1 if self.step.last is not None else 0)
 
+    def _booked(self, forward: Callable[..., tuple]) -> Callable[..., tuple]:
+        """A team's own forward step whose reported ``lm loss`` is booked under the language of the batch it drew."""
+        if forward == self.forward_step:
+            return forward
+
+        def call(data_iterator: Any, model: Any, *rest: Any) -> tuple:
+            drawn = _Remembering(data_iterator)
+            output, loss_func = forward(drawn, model, *rest)
+            if drawn.last is None or "language" not in drawn.last:
+                raise MooError("its batches name no language", "forward step", "give pretrain() moo.datasets")
+            record = self._record(drawn.last, model.training)
+
+            def booked(*args: Any, **kw: Any) -> tuple:
+                result = loss_func(*args, **kw)
+                loss, tokens = result[-1]["lm loss"].detach().unbind()
+                record(drawn.last["language"], loss, tokens)
+                return result
+
+            return output, booked
+
+        return call
+
     def _record(self, batch: dict[str, Any], training: bool) -> Record:
         from megatron.core import parallel_state as ps
 
@@ -190,6 +226,18 @@ class TrainingRun:
             )
         self._restored = state
         self.step.load_state_dict(state["step"])
+
+
+class _Remembering:
+    """An iterator that remembers what it gave last."""
+
+    def __init__(self, iterator: Any) -> None:
+        self._iterator = iterator
+        self.last: Any = None
+
+    def __next__(self) -> Any:
+        self.last = next(self._iterator)
+        return self.last
 
 
 def _method(config: Any) -> Any:

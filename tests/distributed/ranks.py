@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from megatron_moo.buckets.config import MooConfig
-from megatron_moo.buckets.seam import Seam, global_names, initialise_with, peer_groups
+from megatron_moo.buckets.seam import Seam, global_names, peer_groups
 from megatron_moo.buckets.modes import make_step_class
 from megatron_moo.buckets.step import MooStep
 from tests.distributed.case import Case, batch

@@ -1,0 +1,88 @@
+"""MOO in a team's own Megatron script: two lines, before the model is built."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from megatron_moo.errors import MooError
+from megatron_moo.training.arguments import add_moo_arguments
+from megatron_moo.training.run import TrainingRun
+
+# What Megatron must have been told, as (argument, value, flag).
+_NEEDED = (
+    ("use_distributed_optimizer", True, "--use-distributed-optimizer"),
+    ("dataloader_type", "external", "--dataloader-type external"),
+)
+
+
+def install(args: Any, **settings: Any) -> TrainingRun:
+    """Put Bucket-Level MOO into Megatron's training of this process.
+
+    Call it once, after Megatron's arguments are parsed and before the model is built, and give ``pretrain()`` the
+    returned run's ``datasets`` (and ``after_validation`` as ``non_loss_data_func`` to have validation losses written)::
+
+        moo = megatron_moo.install(args, languages="languages.yaml", moo_method="cagrad")
+        pretrain(config, moo.datasets, ModelType.encoder_or_decoder, forward_step, model_provider)
+
+    ``forward_step`` stays the team's own; it draws a dict of ``tokens``, ``labels``, ``loss_mask`` and
+    ``position_ids`` ``[b, s]`` from its iterator and reports ``{"lm loss": [sum, tokens]}``.
+
+    Args:
+        args: Megatron's parsed and validated arguments; our flags may be among them.
+        settings: our flags by argument name (``languages``, ``moo_method``, …); they win over ``args``.
+
+    Returns:
+        the run; ``run.remove()`` takes MOO out again.
+
+    Raises:
+        MooError: naming the flag, for anything a user can mend.
+    """
+    defaults = vars(add_moo_arguments(argparse.ArgumentParser()).parse_args([]))
+    unknown = sorted(set(settings) - set(defaults))
+    if unknown:
+        raise MooError(f"unknown setting {unknown[0]!r}", "install()", f"choose from {', '.join(defaults)}")
+    for name, default in defaults.items():
+        if name in settings or not hasattr(args, name):
+            setattr(args, name, settings.get(name, default))
+    for name, value, flag in _NEEDED:
+        if getattr(args, name) != value:
+            raise MooError(f"{name} is {getattr(args, name)!r}", flag, "MOO needs this flag")
+    if args.languages is None:
+        raise MooError("no manifest", "--languages", "name a languages.yaml")
+    # DDP and the training loop read these later.
+    args.ddp_reduce_scatter_with_fp32_accumulation = args.num_distributed_optimizer_instances == 1
+    args.check_for_nan_in_loss_and_grad = False
+    complete(args)
+    return TrainingRun(args)
+
+
+def complete(args: Any) -> None:
+    """Build the corpus if none is named, and settle run folder, vocabulary and validation on ``args``.
+
+    Raises:
+        MooError: for a corpus whose vocabulary does not fit the model.
+    """
+    from megatron_moo.data import LanguageSampler, ValidationBatches, build_corpus, load_manifest, open_corpus
+
+    run_dir = Path(args.run_dir or (Path(args.save).parent if args.save else "runs/megatron"))
+    run_dir.mkdir(parents=True, exist_ok=True)
+    args.run_dir = str(run_dir)
+    manifest = load_manifest(args.languages)
+    if args.corpus is None:
+        args.corpus = str(build_corpus(manifest, run_dir / "corpus").path)
+    corpus = open_corpus(args.corpus)
+    if corpus.vocab_size > args.padded_vocab_size:
+        raise MooError(
+            f"the corpus has {corpus.vocab_size} tokens, the model {args.padded_vocab_size}",
+            "--vocab-size",
+            f"use --tokenizer-type NullTokenizer --vocab-size {corpus.vocab_size}",
+        )
+    dp = args.data_parallel_size
+    sampler = LanguageSampler(corpus, "valid", args.seq_length, args.seed)
+    tags = (*manifest.languages, *manifest.unseen)
+    count = len(ValidationBatches(sampler, tags, 0, dp, args.micro_batch_size))
+    args.eval_iters, args.eval_micro_batch_size = 1, args.micro_batch_size
+    args.eval_global_batch_size = count * dp * args.micro_batch_size
+
