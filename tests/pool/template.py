@@ -20,7 +20,7 @@ import warnings
 from tests.pool.protocol import die_with_parent
 
 MAX_RANKS = 8
-# What a training step imports, lazily or not: a rank that has to import it itself loses a second of processor time.
+# What a training step imports, at once or lazily: left to the ranks it costs each a second of processor time.
 _PRELOAD = (
     "numpy",
     "pytest",

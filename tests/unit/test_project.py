@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,44 @@ def test_the_supported_megatron_and_the_tested_torch_are_the_pinned_ones() -> No
 
 def test_nothing_requires_the_apex_of_pypi_or_transformer_engine() -> None:
     assert requirements() & {"apex", "transformer-engine"} == set()
+
+
+# What megatron-core[training] and torch bring along; and what is only imported where it is found.
+BROUGHT_ALONG = {"transformers", "tokenizers", "accelerate", "triton", "setuptools"}
+NEVER_REQUIRED = {"transformer_engine", "apex", "amp_C"}
+
+
+def imported_modules() -> dict[str, str]:
+    """Top-level module -> a tracked file that imports it, of everything that is not ours and not Python's."""
+    tracked = subprocess.run(
+        ["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    found: dict[str, str] = {}
+    for name in tracked.stdout.split():
+        if not (ROOT / name).exists():
+            continue
+        for node in ast.walk(ast.parse((ROOT / name).read_text())):
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                modules = [node.module]
+            else:
+                continue
+            found.update(dict.fromkeys((module.split(".")[0] for module in modules), name))
+    ours = {"megatron_moo", "tests", *(path.stem for path in ROOT.glob("*/*.py"))}
+    return {name: file for name, file in found.items() if name not in ours | set(sys.stdlib_module_names)}
+
+
+def test_everything_that_is_imported_is_required() -> None:
+    """An import that works here because somebody installed it by hand fails on a fresh machine."""
+    owners = packages_distributions()
+    missing = {
+        name: file
+        for name, file in imported_modules().items()
+        if name not in BROUGHT_ALONG | NEVER_REQUIRED
+        and not {canonical(owner) for owner in owners.get(name, [name])} & requirements()
+    }
+    assert missing == {}
 
 
 def test_make_without_a_target_is_help_and_lists_targets_of_the_design_only() -> None:
