@@ -401,8 +401,13 @@ def _instance_group(ps: Any) -> Any:
     return group if group is not None and group.size() > 1 else None
 
 
-def global_names(chunk: Any) -> dict[torch.nn.Parameter, str]:
-    """Names of a chunk's trainable parameters with layers and experts counted over the whole model."""
+def global_names(chunk: Any, frozen: bool = False) -> dict[torch.nn.Parameter, str]:
+    """Names of a chunk's trainable parameters with layers and experts counted over the whole model.
+
+    Args:
+        chunk: DDP-wrapped model chunk.
+        frozen: name the frozen ones too.
+    """
     from megatron.core import parallel_state as ps
 
     module = chunk.module
@@ -415,7 +420,7 @@ def global_names(chunk: Any) -> dict[torch.nn.Parameter, str]:
             experts[name] = ps.get_expert_model_parallel_rank() * child.num_local_experts
     found = {}
     for name, param in module.named_parameters():
-        if not param.requires_grad:
+        if not (param.requires_grad or frozen):
             continue
         for prefix, first in experts.items():
             if match := re.match(re.escape(prefix) + r"\.local_experts\.(\d+)\.(.*)$", name):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from megatron_moo.models.lora import select_trainable
+
 
 def build_model(
     args: Any,
@@ -26,12 +28,14 @@ def build_model(
         vp_stage: virtual pipeline stage, or None.
         config: a ``TransformerConfig``; read from ``args`` when None.
         pg_collection: process groups, or None for Megatron's global ones.
+
+    Adapters are added and parameters frozen as the flags say (``megatron_moo/models/lora.py``).
     """
     from megatron.core.models.gpt import GPTModel
     from megatron.training.argument_utils import core_transformer_config_from_args
 
     config = config or core_transformer_config_from_args(args)
-    return GPTModel(
+    model = GPTModel(
         config=config,
         transformer_layer_spec=layer_spec(config, vp_stage),
         vocab_size=args.padded_vocab_size,
@@ -49,6 +53,7 @@ def build_model(
         vp_stage=vp_stage,
         pg_collection=pg_collection,
     )
+    return select_trainable(model, args)
 
 
 def layer_spec(config: Any, vp_stage: int | None = None) -> Any:

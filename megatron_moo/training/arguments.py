@@ -7,6 +7,7 @@ from typing import Any
 from megatron_moo.buckets.blocks import BLOCKS
 from megatron_moo.buckets.config import RESCALES, ROW_DTYPES, MooConfig
 from megatron_moo.errors import MooError
+from megatron_moo.models.lora import TARGETS, lora_settings
 
 # Flag, argparse options. Their list stands in a test: a new flag is a decision.
 FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -24,6 +25,11 @@ FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--moo-every", {"type": int, "default": 1, "metavar": "N", "help": "solve every N steps, reuse weights between"}),
     ("--moo-observe", {"action": "store_true", "help": "measure conflict, leave the update to Megatron"}),
     ("--moo-rows", {"default": "fp32", "help": f"dtype of rows kept between slots: {', '.join(ROW_DTYPES)}"}),
+    ("--lora-rank", {"type": int, "metavar": "N", "help": "train adapters of rank N only; the base is frozen"}),
+    ("--lora-alpha", {"type": float, "metavar": "X", "help": "adapters are scaled by X / rank (default: the rank)"}),
+    ("--lora-targets", {"nargs": "+", "metavar": "NAME", "help": f"adapted layers (default: {' '.join(TARGETS)})"}),
+    ("--lora-dropout", {"type": float, "metavar": "P", "help": "dropout of the adapters' input (default: 0)"}),
+    ("--freeze", {"metavar": "REGEX", "help": "parameters that do not train"}),
 )  # fmt: skip
 
 FLAG_NAMES = tuple(name.removeprefix("--") for name, _ in FLAGS)
@@ -89,6 +95,7 @@ def moo_config(args: Any, objectives: int) -> MooConfig:
     """
     from megatron_moo.moo import METHODS, parse_options
 
+    lora_settings(args)
     if objectives < 2:
         raise MooError(
             f"{objectives} objective, MOO needs at least 2",

@@ -14,7 +14,7 @@ from megatron_moo.errors import MooError
 
 # Keys of ours that are not flags of a rank.
 LAUNCH_KEYS = ("nproc", "name")
-PATH_KEYS = ("languages", "corpus", "run-dir", "load", "save", "tensorboard-dir")
+PATH_KEYS = ("languages", "corpus", "run-dir", "load", "pretrained-checkpoint", "save", "tensorboard-dir")
 
 # What a run of Bucket-Level MOO needs of Megatron, whatever the recipe says.
 REQUIRED: dict[str, Any] = {

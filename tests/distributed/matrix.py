@@ -19,6 +19,8 @@ MIXTRAL = (*MOE, "--moe-router-pre-softmax")
 VIRTUAL = ("--num-layers-per-virtual-pipeline-stage", "1")
 TWO_INSTANCES = ("--num-distributed-optimizer-instances", "2")
 RECOMPUTE = ("--recompute-granularity", "full", "--recompute-method", "uniform", "--recompute-num-layers", "1")
+LORA = ("--lora-rank", "4", "--lora-alpha", "8")
+FROZEN_EMBEDDING = ("--freeze", "embedding")
 
 CASES: tuple[Case, ...] = (
     # Data parallelism, slots, accumulation.
@@ -77,4 +79,15 @@ CASES: tuple[Case, ...] = (
     Case("tp 2, pp 2, dp 2, untied, param", dp=2, tp=2, pp=2, block="param", flags=(*SEQUENCE, *UNTIED)),
     Case("2 instances", dp=4, method="cagrad", flags=(*TWO_INSTANCES, *OVERLAP)),
     Case("2 instances, 2 slots", dp=4, slots=2, objectives=4, method="mgda", flags=TWO_INSTANCES),
+    # Adapters only, and frozen parameters.
+    Case("lora, dp 2, 2 slots", dp=2, slots=2, objectives=4, method="cagrad", flags=(*LORA, *SMALL_BUCKETS)),
+    Case("lora, tp 2", dp=2, tp=2, method="mgda", flags=(*LORA, *OVERLAP)),
+    Case("lora, tp 2, sp", dp=2, tp=2, method="cagrad", flags=(*LORA, *SEQUENCE)),
+    Case("lora, tp 2, sp, block param", dp=2, tp=2, block="param", method="mgda", flags=(*LORA, *SEQUENCE)),
+    Case("lora on linear_fc1, pp 2, tied, recomputation", dp=2, pp=2, method="cagrad",
+         flags=(*LORA, "--lora-targets", "linear_fc1", *RECOMPUTE)),
+    Case("lora on attention, moe, ep 2", dp=4, ep=2, method="mgda",
+         flags=(*LORA, "--lora-targets", "linear_qkv", "linear_proj", *MOE)),
+    Case("frozen embedding, dp 2", dp=2, method="cagrad", flags=(*FROZEN_EMBEDDING, *OVERLAP)),
+    Case("frozen embedding, pp 2, tied", dp=2, pp=2, method="mgda", flags=FROZEN_EMBEDDING),
 )  # fmt: skip

@@ -44,7 +44,7 @@ def set_weights(chunks: list[Any], case: Case) -> None:
         agreed = to_megatron(dict(tiny_llama(case).named_parameters()), case)
     for chunk in chunks:
         config = chunk.config
-        for param, name in global_names(chunk).items():
+        for param, name in global_names(chunk, frozen=True).items():
             expert = not getattr(param, "allreduce", True)
             rank, size = ps.get_tensor_model_parallel_rank(), ps.get_tensor_model_parallel_world_size()
             if expert:

@@ -13,6 +13,7 @@ from megatron_moo.training.arguments import FLAG_NAMES, add_moo_arguments, lane_
 EXPECTED = (
     "languages", "corpus", "run-dir", "moo-method", "moo-option", "moo-block", "moo-slots", "moo-presence",
     "moo-rescale", "moo-exclude", "moo-every", "moo-observe", "moo-rows",
+    "lora-rank", "lora-alpha", "lora-targets", "lora-dropout", "freeze",
 )  # fmt: skip
 
 
@@ -75,6 +76,13 @@ def test_slots() -> None:
         (("--moo-every", "5", "--moo-observe"), "--moo-every: does nothing with --moo-observe"),
         (("--moo-exclude", "("), "--moo-exclude: '\\(' is no regular expression"),
         (("--moo-option", "c"), "--moo-option"),
+        (("--lora-rank", "0"), "--lora-rank: 0 is not a rank"),
+        (("--lora-rank", "4", "--lora-targets", "linear_qkv", "q_proj"), "--lora-targets: unknown layer 'q_proj'"),
+        (("--lora-rank", "4", "--lora-alpha", "0"), "--lora-alpha"),
+        (("--lora-rank", "4", "--lora-dropout", "1"), "--lora-dropout"),
+        (("--lora-rank", "4", "--freeze", "norm"), "--freeze: with --lora-rank the whole base is frozen"),
+        (("--lora-alpha", "8"), "--lora-alpha: does nothing without --lora-rank"),
+        (("--freeze", "("), "--freeze: '\\(' is no regular expression"),
         (("--moo-option", "nonsense=1"), "--moo-option: .*nonsense"),
     ],
 )
