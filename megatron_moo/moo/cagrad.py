@@ -1,14 +1,15 @@
 """CAGrad: the worst-served objective's best direction within a ball around the mean.
 
-``max_d min_k <g_k, d>`` subject to ``||d - g_0|| <= c ||g_0||`` with ``g_0 = J^T u``; dual: ``o = argmin o^T G u +
-c ||g_0|| ||J^T o||`` over the simplex, ``w = u + c ||g_0|| / ||J^T o|| o``; ``[B, K, K] -> [B, K]``.
+``max_d min_k <g_k, d>`` subject to ``||d - g_0|| <= c ||g_0||`` with ``g_0 = J^T u``; dual: ``o = argmin o^T
+G u + c ||g_0|| ||J^T o||`` over the simplex, ``w = u + c ||g_0|| / ||J^T o|| o``; ``[B, K, K] -> [B, K]``.
 Liu et al., arXiv 2110.14048.
 
-On unit rows (``x = s o``, ``beta = U g_0 / (c ||g_0||)``) this is the program of ``cone.py``; its support is then solved
+On unit rows (``x = s o``, ``beta = U g_0 / (c ||g_0||)``) this is the program of ``cone.py``; its support is
+then solved
 exactly: with the rows of the support at equal products t, ``||J^T x||`` = 1 is a quadratic equation in t.
 
-Degenerate: absent rows are left out. Where ``J^T o = 0`` (0/0: some rows cancel, and no direction of the ball serves
-them) d = g_0, flagged ``undefined``. With g_0 = 0 the ball is a point and d = 0.
+Degenerate: absent rows are left out. Where ``J^T o = 0`` (0/0: some rows cancel, and no direction of the
+ball serves them) d = g_0, flagged ``undefined``. With g_0 = 0 the ball is a point and d = 0.
 """
 
 from __future__ import annotations

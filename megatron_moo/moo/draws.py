@@ -1,30 +1,54 @@
 """Random numbers as a pure function of (seed, step, block name, position): the same on every rank and device.
 
-The names are hashed on the host and their keys kept on the device; everything after is a counter-based generator
-(splitmix64) in integer arithmetic, which no global state and no other draw can disturb.
+The names are hashed on the host and their keys kept on the device; everything after is a counter-based
+generator (splitmix64) in integer arithmetic, which no global state and no other draw can disturb.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from .options import Option
+from .problem import Problem, block_names
+
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
-def block_keys(
-    cache: dict, seed: int, step: int, block: Sequence[str] | None, like: Tensor
-) -> Tensor:
-    """int64 key per block, ``[B]``; blocks without names are called "0", "1", …"""
-    entry = (block if block is not None else like.shape[0], like.device)
-    if entry not in cache:
-        cache.clear()
-        names = block if block is not None else [str(i) for i in range(like.shape[0])]
-        cache[entry] = torch.tensor([_hash(name) for name in names], dtype=torch.int64, device=like.device)
-    return mix(mix(cache[entry] + _signed(seed * _GOLDEN)) + _signed((step + 1) * _GOLDEN))
+SEED = Option(0, "seed of the draws", low=0, high=2**31 - 1)
+
+
+class BlockKeys:
+    """int64 key per block from (seed, step, block name); the hashes of the last call's names stay on the
+    device."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._names: tuple[str, ...] = ()
+        self._hashes: Tensor | None = None
+
+    def __call__(self, problem: Problem) -> Tensor:
+        """Keys ``[B]``."""
+        names, device = block_names(problem), problem.p.device
+        if self._hashes is None or self._names != names or self._hashes.device != device:
+            self._names = names
+            self._hashes = torch.tensor([_hash(name) for name in names], dtype=torch.int64, device=device)
+        keys = mix(self._hashes + _signed((self.seed + 1) * _GOLDEN))
+        return mix(keys + _signed((problem.step + 1) * _GOLDEN))
+
+    def order(self, problem: Problem) -> Tensor:
+        """The order that was given, or a random one: for every row i the other rows, ``[B, K, K-1]``.
+
+        The place of j depends on (key, i, j) alone, so an absent row does not change the order of the others.
+        """
+        if problem.order is not None:
+            return problem.order
+        k = problem.p.shape[-1]
+        draw = uniform(self(problem), k * k).unflatten(-1, (k, k))
+        draw = draw + 2.0 * torch.eye(k, dtype=draw.dtype, device=draw.device)  # i itself comes last
+        return draw.sort(dim=-1, stable=True).indices[..., : k - 1]
 
 
 def uniform(keys: Tensor, count: int) -> Tensor:
@@ -38,13 +62,6 @@ def normal(keys: Tensor, count: int) -> Tensor:
     """``count`` standard normal numbers per key, fp64 ``[..., count]`` (Box and Muller)."""
     radius, angle = uniform(keys, 2 * count).chunk(2, dim=-1)
     return (-2.0 * radius.log()).sqrt() * (2.0 * torch.pi * angle).cos()
-
-
-def project_order(keys: Tensor, k: int) -> Tensor:
-    """For every row i a random order of the other rows, ``[B, k, k-1]``; the place of j depends on (key, i, j) alone."""
-    draw = uniform(keys, k * k).unflatten(-1, (k, k))
-    draw = draw + 2.0 * torch.eye(k, dtype=draw.dtype, device=draw.device)
-    return draw.sort(dim=-1, stable=True).indices[..., : k - 1]
 
 
 def mix(z: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Weights given by the user: ``w = weights``, one number per objective, not normalised.
 
-Shapes: ``[B, K, K] -> [B, K]``. Without ``weights`` the preference vector is used, which makes it ``mean``. Absent rows
-get weight 0 and the others keep theirs.
+Shapes: ``[B, K, K] -> [B, K]``. Without ``weights`` the preference vector is used, which makes it ``mean``.
+Absent rows get weight 0 and the others keep theirs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ class Fixed(Method):
         "fixed",
         "linear scalarisation",
         "w = weights",
-        {"weights": Option(None, "one number per objective, e.g. 0.5,0.3,0.2; default: the preference", low=0, vector=True)},
+        {
+            "weights": Option(
+                None,
+                "one number per objective, e.g. 0.5,0.3,0.2; default: the preference",
+                low=0,
+                vector=True,
+            )
+        },
         preference=True,
         gramian=False,
         equivariant=False,

@@ -1,6 +1,7 @@
 """Small batched linear algebra without a host synchronisation.
 
-``torch.linalg.eigh`` and the checked factorisations read a status back to the host; on a GPU that waits for the device.
+``torch.linalg.eigh`` and the checked factorisations read a status back to the host; on a GPU that waits for
+the device.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The mean of the rows: ``w = p``, with p = 1/K by default.
 
-Shapes: ``[B, K, K] -> [B, K]``. It equals the plain data-parallel update when every objective has the same number of
-tokens. Absent rows get weight 0 and the others keep theirs: nothing is renormalised.
+Shapes: ``[B, K, K] -> [B, K]``. It equals the plain data-parallel update when every objective has the same
+number of tokens. Absent rows get weight 0 and the others keep theirs: nothing is renormalised.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .options import Option, Spec, checked_options
+from .options import Spec, checked_options
 from .problem import Problem, Vector, build_problem
+from .state import BlockState
 
 
 class Method(ABC):
@@ -23,17 +24,22 @@ class Method(ABC):
         ValueError: for an unknown option or a value out of range, naming it.
 
     Attributes:
-        flags: bool tensors of the last call, shaped like the leading dimensions: ``nonfinite`` and ``absent`` with a
-            last dimension K (rows that were dropped), ``all_bad`` (no row left: the weights are 0), and what the
-            method adds (``capped``, ``undefined``: a 0/0 that got its named value).
+        flags: bool tensors of the last call, shaped like the leading dimensions: ``nonfinite`` and
+            ``absent`` with a last dimension K (rows that were dropped), ``all_bad`` (no row left: the
+            weights are 0), and what the method adds (``capped``, ``undefined``: a 0/0 that got its named
+            value).
     """
 
     spec: ClassVar[Spec]
-    extra_options: ClassVar[Mapping[str, Option]] = {}
 
     def __init__(self, **options: Any) -> None:
-        self.options = checked_options(self.spec, options, self.extra_options)
+        self.options = checked_options(self.spec, options)
         self.flags: dict[str, Tensor] = {}
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Keyword arguments that a call cannot do without."""
+        return self.spec.needs
 
     @torch.no_grad()
     def __call__(
@@ -55,14 +61,16 @@ class Method(ABC):
             tokens: tokens per objective, ``[K]`` or ``[..., K]``. losses: likewise.
             cross: ``J_1 J_2^T`` of two independent batches, ``[..., K, K]``.
             preference: ``[K]`` or ``[..., K]``, takes the place of u = 1/K; need not sum to 1.
-            step: the training step, for random methods (default 0). block: one name per block (default: position).
-            order: ``[..., K, K-1]``, for row i the order in which the others are projected out (pcgrad, gradvac).
+            step: the training step, for random methods (default 0). block: one name per block (default:
+                position).
+            order: ``[..., K, K-1]``, for row i the order in which the others are projected out (pcgrad,
+                gradvac).
 
         Raises:
             ValueError: for a missing input or a shape that does not fit.
         """
         given = {"tokens": tokens, "losses": losses, "cross": cross, "order": order}
-        for name in self.spec.needs:
+        for name in self.needs:
             if given[name] is None:
                 raise ValueError(f"{self.spec.name} needs {name}=")
         problem = build_problem(
@@ -79,12 +87,10 @@ class Method(ABC):
         return weights.reshape(*lead, gramian.shape[-1]).to(out)
 
     def _of_the_rows_given(self, weights: Tensor, gramian: Tensor, problem: Problem) -> Tensor:
-        """Weights of unit rows (times the largest norm) as weights of the rows that were given."""
+        """Weights of rows brought to one norm, as weights of the rows that were given."""
         k = gramian.shape[-1]
         norms = gramian.detach().reshape(-1, k, k).diagonal(dim1=-2, dim2=-1).to(torch.float64).sqrt()
-        norms = torch.where(problem.present, norms, 1.0)
-        largest = problem.scale[:, None] if self.options["normalize"] == "max" else torch.ones_like(norms)
-        return torch.where(problem.present, weights * largest / norms, 0.0)
+        return weights * problem.scale.unsqueeze(-1) / torch.where(problem.present, norms, 1.0)
 
     @abstractmethod
     def solve(self, problem: Problem) -> Tensor:
@@ -101,4 +107,18 @@ class Method(ABC):
             ValueError: for the state of another method.
         """
         if set(state) != set(self.state_dict()):
-            raise ValueError(f"{self.spec.name}: state has keys {sorted(state)}, not {sorted(self.state_dict())}")
+            raise ValueError(
+                f"{self.spec.name}: state has keys {sorted(state)}, not {sorted(self.state_dict())}"
+            )
+
+
+class StatefulMethod(Method):
+    """A method that remembers something per block, in ``state``."""
+
+    state: BlockState
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.state.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.state.load_state_dict(state)

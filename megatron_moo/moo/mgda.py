@@ -4,12 +4,12 @@
 Désidéri, "Multiple-gradient descent algorithm (MGDA) for multiobjective optimization", C. R. Math. 350, 2012;
 Sener and Koltun, arXiv 1810.04650.
 
-The simplex is taken out: with rows of unit norm, ``q = min(s) / s`` and ``z = w s / min(s)``, the minimiser of
-``1/2 z^T (C + q q^T) z - q^T z`` over ``z >= 0`` is a multiple of the solution (along a ray, (q^T z - 1)^2 + z^T C z is
-smallest at a value that grows with the hull's distance alone).
+The simplex is taken out: with rows of unit norm, ``q = min(s) / s`` and ``z = w s / min(s)``, the minimiser
+of ``1/2 z^T (C + q q^T) z - q^T z`` over ``z >= 0`` is a multiple of the solution (along a ray, (q^T z -
+1)^2 + z^T C z is smallest at a value that grows with the hull's distance alone).
 
-Degenerate: absent rows are left out (with them the block would freeze). At a Pareto-stationary point d = 0. Where
-several w give the same d (duplicates) any of them may be returned.
+Degenerate: absent rows are left out (with them the block would freeze). At a Pareto-stationary point d = 0.
+Where several w give the same d (duplicates) any of them may be returned.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from .method import Method
 from .nnls import nnls
 from .options import Spec
-from .problem import Problem, build_problem
+from .problem import Problem
 
 
 def solve_mgda(problem: Problem) -> Tensor:
@@ -57,6 +57,3 @@ class MGDA(Method):
 
     def solve(self, problem: Problem) -> Tensor:
         return solve_mgda(problem)
-
-
-__all__ = ["MGDA", "build_problem", "min_norm_weights", "ridge_of", "solve_mgda"]

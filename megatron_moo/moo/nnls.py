@@ -1,9 +1,9 @@
 """Batched non-negative quadratic programs by a fixed number of interior-point steps.
 
-mgda, dualproj and upgrad are all ``min 1/2 x^T A x - b^T x`` over ``x >= 0`` with a positive semi-definite A of about
-unit diagonal. Mehrotra's predictor and corrector converges in about ten steps on ordinary blocks; the rest of the fixed
-number is for the ill-conditioned ones. Mehrotra, "On the implementation of a primal-dual interior point method", SIAM
-J. Optim. 2, 1992.
+mgda, dualproj and upgrad are all ``min 1/2 x^T A x - b^T x`` over ``x >= 0`` with a positive semi-definite A
+of about unit diagonal. Mehrotra's predictor and corrector converges in about ten steps on ordinary blocks;
+the rest of the fixed number is for the ill-conditioned ones. Mehrotra, "On the implementation of a
+primal-dual interior point method", SIAM J. Optim. 2, 1992.
 """
 
 from __future__ import annotations
@@ -56,5 +56,3 @@ def nnls(A: Tensor, b: Tensor, present: Tensor, ridge: float, steps: int = STEPS
         x = x * (1.0 + reach * r)
         y = y * (1.0 + reach * of_y)
     return x * size
-
-

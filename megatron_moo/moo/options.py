@@ -14,10 +14,11 @@ class Option:
 
     Attributes:
         default: the value when none is given.
-        low, high: bounds of a number (``None``: unbounded); ``open_low`` leaves the lower bound itself out, and
-            ``open_high`` the upper one.
+        low, high: bounds of a number (``None``: unbounded); ``open_low`` leaves the lower bound itself out,
+            and ``open_high`` the upper one.
         choices: the allowed words of a textual option.
-        vector: the option is a list of numbers, each within the bounds.
+        vector: the option is a list of numbers, each within the bounds. text: it is a word, checked by who
+            uses it.
         help: one line for the table of methods.
     """
 
@@ -29,12 +30,15 @@ class Option:
     open_high: bool = False
     choices: tuple[str, ...] = ()
     vector: bool = False
+    text: bool = False
 
     @property
     def range(self) -> str:
         """The allowed values in words, e.g. ``[0, 1)`` or ``min | rmse``."""
         if self.choices:
             return " | ".join(self.choices)
+        if self.text:
+            return "a name"
         if isinstance(self.default, bool):
             return "true | false"
         left = "(-inf" if self.low is None else f"{'(' if self.open_low else '['}{self.low:g}"
@@ -63,7 +67,7 @@ class Option:
                 return None
             items = value.replace("/", ",").split(",") if isinstance(value, str) else value
             return tuple(float(item) for item in items)
-        if self.choices:
+        if self.choices or self.text:
             return str(value)
         if isinstance(self.default, bool):
             return _boolean(value)
@@ -76,7 +80,7 @@ class Option:
     def _within(self, value: Any) -> bool:
         if self.choices:
             return value in self.choices
-        if value is None or isinstance(value, bool):
+        if value is None or isinstance(value, (bool, str)):
             return True
         if not math.isfinite(value):
             return False
@@ -97,7 +101,8 @@ def _boolean(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Spec:
-    """What a method is and what it guarantees; ``METHODS`` holds one per name, the table of methods is made from them.
+    """What a method is and what it guarantees; ``METHODS`` holds one per name, the table of methods is made
+    from them.
 
     Attributes:
         name: the name users write.
@@ -138,13 +143,13 @@ COMMON: Mapping[str, Option] = {
 }
 
 
-def checked_options(spec: Spec, given: Mapping[str, Any], extra: Mapping[str, Option]) -> dict[str, Any]:
+def checked_options(spec: Spec, given: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults overridden by ``given``.
 
     Raises:
         ValueError: for an option that the method does not have, or a value out of range.
     """
-    known = {**COMMON, **extra, **spec.options}
+    known = {**COMMON, **spec.options}
     for name in given:
         if name not in known:
             raise ValueError(f"option {name}: {spec.name} has only {', '.join(sorted(known))}")

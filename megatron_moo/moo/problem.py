@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,8 @@ class Problem:
         C: ``[B, K, K]`` cosines ``G / (s s^T)``: unit diagonal, and the identity on absent rows.
         scale: ``[B]`` norm of the largest row; 1 where every row is absent.
         present: ``[B, K]`` bool. ``count``: ``[B]`` present rows, at least 1, fp64.
-        u: ``[B, K]`` preference over the present rows, sums to 1. ``p``: the same, not renormalised over them.
+        u: ``[B, K]`` preference over the present rows, sums to 1. ``p``: the same, not renormalised over
+            them.
         eps: rounding of the dtype that the Gramian came in.
         tokens, losses: ``[B, K]`` or None. cross: ``[B, K, K]`` or None, divided by ``scale**2``.
         order: ``[B, K, K-1]`` or None. step, block: as given to the method.
@@ -52,8 +53,14 @@ class Problem:
         return self.present.to(self.G.dtype)
 
 
+def block_names(problem: Problem) -> tuple[str, ...]:
+    """The names of the blocks; without names they are called "0", "1", …"""
+    return problem.block if problem.block is not None else tuple(str(i) for i in range(problem.p.shape[0]))
+
+
 def shaped(value: Any, like: Tensor, tail: tuple[int, ...]) -> Tensor:
-    """``value`` as fp64 ``[B, *tail]`` on the device of ``like`` ``[..., K, K]``; leading dimensions broadcast.
+    """``value`` as fp64 ``[B, *tail]`` on the device of ``like`` ``[..., K, K]``; leading dimensions
+    broadcast.
 
     Raises:
         ValueError: for a shape that does not fit.
@@ -114,7 +121,7 @@ def build_problem(
         block=None if block is None else tuple(block),
         flags={"nonfinite": ~finite, "absent": ~present, "all_bad": ~present.any(-1)},
     )
-    return problem if normalize == "none" else _unit_rows(problem)
+    return problem if normalize == "none" else _unit_rows(problem, normalize)
 
 
 def _clean(raw: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -122,7 +129,8 @@ def _clean(raw: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     diagonal = raw.diagonal(dim1=-2, dim2=-1)
     finite = diagonal.isfinite() & (diagonal >= 0)
     pair = finite.unsqueeze(-1) & finite.unsqueeze(-2)
-    # A row whose own norm is finite can still have a broken product with another finite row: neither can be trusted.
+    # A row whose own norm is finite can still have a broken product with another finite row: neither can be
+    # trusted.
     finite = finite & (raw.isfinite() | ~pair).all(-1) & (raw.isfinite() | ~pair).all(-2)
     present = finite & (diagonal >= torch.finfo(torch.float64).tiny)
     pair = present.unsqueeze(-1) & present.unsqueeze(-2)
@@ -156,17 +164,16 @@ def _cross(cross: Tensor, scale: Tensor, present: Tensor) -> Tensor:
     return torch.where(clean.isfinite(), clean, 0.0) / scale[:, None, None] / scale[:, None, None]
 
 
-def _unit_rows(problem: Problem) -> Problem:
-    """The same blocks with every row at the norm of the largest one (G has scale 1)."""
+def _unit_rows(problem: Problem, normalize: str) -> Problem:
+    """The same blocks with every row at norm 1 ("unit") or at the norm of the largest one ("max")."""
     pair = problem.present.unsqueeze(-1) & problem.present.unsqueeze(-2)
     cross = problem.cross
     if cross is not None:
         cross = cross / problem.s.unsqueeze(-1) / problem.s.unsqueeze(-2)
-    return Problem(
-        **{
-            **problem.__dict__,
-            "G": problem.C * pair,
-            "s": torch.ones_like(problem.s),
-            "cross": cross,
-        }
+    return replace(
+        problem,
+        G=problem.C * pair,
+        s=torch.ones_like(problem.s),
+        scale=problem.scale if normalize == "max" else torch.ones_like(problem.scale),
+        cross=cross,
     )

@@ -2,8 +2,9 @@
 
 ``w = sum_i argmin_{v >= u_i e_i} v^T G v``; ``[B, K, K] -> [B, K]``. Quinton and Rey, arXiv 2406.16232.
 
-Solved as ``dualproj`` with K right-hand sides per block. Row i only scales its own problem, so each is solved for a
-unit row and multiplied by ``u_i s_i`` afterwards: rows of any size are as accurate as the largest.
+Solved as ``dualproj`` with K right-hand sides per block. Row i only scales its own problem, so each is
+solved for a unit row and multiplied by ``u_i s_i`` afterwards: rows of any size are as accurate as the
+largest.
 Degenerate: absent rows are left out. A block whose dual cone is {0} gets d = 0.
 """
 
@@ -25,7 +26,11 @@ class UPGrad(Method):
     """The mean of the rows' projections onto the dual cone."""
 
     spec: ClassVar[Spec] = Spec(
-        "upgrad", "Quinton 2024", "sum_i argmin v^T G v over v >= u_i e_i", preference=True, non_conflicting=True
+        "upgrad",
+        "Quinton 2024",
+        "sum_i argmin v^T G v over v >= u_i e_i",
+        preference=True,
+        non_conflicting=True,
     )
 
     def solve(self, problem: Problem) -> Tensor:
