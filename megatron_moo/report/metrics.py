@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from megatron_moo.errors import MooError
 from megatron_moo.report.records import EventRecord, Record, StepRecord, ValidRecord, parse_line
 
 METRICS_FILE = "metrics.jsonl"
+_LAYER = re.compile(r"layers\.(\d+)")
 
 
 @dataclass
@@ -24,8 +26,10 @@ class RunMetrics:
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """The languages trained on, in the order of their first appearance."""
-        return _union(step.loss for step in self.steps)
+        """The languages trained on: in the order of validation, then of objectives, then of appearance."""
+        found = _union(step.loss for step in self.steps)
+        named = _union([*(valid.seen for valid in self.valids), self.objectives])
+        return tuple(tag for tag in _union([named, found]) if tag in set(found))
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -34,8 +38,8 @@ class RunMetrics:
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """All blocks, in the order of their first appearance."""
-        return _union(step.moo.blocks for step in self.steps if step.moo)
+        """All blocks from the embedding up: layers by number, others in the order of their appearance."""
+        return tuple(sorted(_union(step.moo.blocks for step in self.steps if step.moo), key=_depth))
 
     @property
     def train_iters(self) -> int | None:
@@ -67,6 +71,13 @@ class RunMetrics:
                 self.steps = [old for old in self.steps if old.step < record.step]
                 self.valids = [old for old in self.valids if old.step < record.step]
             self.steps.append(record)
+
+
+def _depth(block: str) -> tuple[int, int]:
+    if block.startswith("embedding"):
+        return 0, 0
+    layer = _LAYER.search(block)
+    return (1, int(layer.group(1))) if layer else (2, 0)
 
 
 def _union(groups: Iterable[Iterable[str]]) -> tuple[str, ...]:

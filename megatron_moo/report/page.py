@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -108,28 +108,28 @@ def _facts(room: Room) -> Iterator[str]:
         yield f"{summary.method}, weights per {summary.block or 'block'}"
     objectives = len(room.metrics.objectives)
     seen = len(summary.seen or summary.train)
-    yield f"{seen} languages" + (f", {len(summary.unseen)} unseen" if summary.unseen else "")
+    yield _counted(seen, "language") + (f", {len(summary.unseen)} unseen" if summary.unseen else "")
     if objectives not in (0, seen):
-        yield f"{objectives} objectives"
+        yield _counted(objectives, "objective")
     if room.metrics.blocks:
-        yield f"{len(room.metrics.blocks)} blocks"
+        yield _counted(len(room.metrics.blocks), "block")
     started = [event.fields.get("time") for event in room.metrics.events if event.event == "start"]
     if started and isinstance(started[0], int | float) and math.isfinite(started[0]):
         yield f"started {datetime.fromtimestamp(started[0], UTC):%Y-%m-%d %H:%M} UTC"
 
 
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def _tiles(room: Room) -> Iterator[Tile]:
     summary = room.summary
     seen = summary.seen or tuple(summary.train)
-    yield _change(
-        "Training loss", summary.mean(summary.train, summary.train), "nats per token, mean of languages"
-    )
+    yield _losses("Training loss", summary, summary.train, seen)
     if summary.held_out:
-        changes = summary.mean(summary.held_out, seen)
-        yield _change(f"Held-out, {len(seen)} seen", changes, "nats per token, mean of languages")
+        yield _losses("Held-out, seen", summary, summary.held_out, seen)
     if summary.unseen:
-        unseen = summary.mean(summary.held_out, summary.unseen)
-        yield _change(f"Held-out, {len(summary.unseen)} unseen", unseen, "nats per token, mean of languages")
+        yield _losses("Held-out, unseen", summary, summary.held_out, summary.unseen)
     yield from _worst(summary)
     if math.isfinite(summary.conflict.end):
         detail = f"pairs with a negative cosine; {units.percent(summary.conflict.start)} in the first steps"
@@ -140,8 +140,10 @@ def _tiles(room: Room) -> Iterator[Tile]:
         yield Tile("Tokens per second", units.count(summary.tokens_per_s), detail)
 
 
-def _change(title: str, change: Change, detail: str) -> Tile:
-    return Tile(title, f"{units.loss(change.start)} → {units.loss(change.end)}", detail)
+def _losses(title: str, summary: RunSummary, losses: Mapping[str, Change], tags: tuple[str, ...]) -> Tile:
+    change = summary.mean(losses, tags)
+    value = f"{units.loss(change.start)} → {units.loss(change.end)}"
+    return Tile(title, value, f"nats per token, {summary.mean_of(tags)}")
 
 
 def _worst(summary: RunSummary) -> Iterator[Tile]:

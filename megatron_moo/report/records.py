@@ -185,12 +185,13 @@ def _intern(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _weights(raw: Mapping[str, Any], blocks: tuple[str, ...], objectives: tuple[str, ...]) -> Array:
-    table = np.full((len(blocks), len(objectives)), math.nan)
-    for row, block in enumerate(blocks):
-        of_block = _numbers(raw.get(block))
-        for column, objective in enumerate(objectives):
-            table[row, column] = of_block.get(objective, math.nan)
-    return table
+    rows = [_mapping(raw.get(block)) for block in blocks]
+    table = [[row.get(objective) for objective in objectives] for row in rows]
+    shape = (len(blocks), len(objectives))
+    try:
+        return np.array(table, dtype=np.float64).reshape(shape)  # null and absent become NaN
+    except (TypeError, ValueError):
+        return np.full(shape, math.nan)
 
 
 def _column(values: Mapping[str, float], blocks: tuple[str, ...]) -> Array:
@@ -202,9 +203,11 @@ def _matrix(raw: object, size: int) -> Array:
     empty = np.zeros((0, 0))
     if not isinstance(raw, list) or not raw or len(raw) != size:
         return empty
-    if any(not isinstance(row, list) or len(row) != size for row in raw):
+    try:
+        matrix = np.array(raw, dtype=np.float64)  # null becomes NaN
+    except (TypeError, ValueError):
         return empty
-    return np.array([[_number(value) for value in row] for row in raw], dtype=np.float64)
+    return matrix if matrix.shape == (size, size) else empty
 
 
 def _number(value: object) -> float:

@@ -27,6 +27,11 @@ class Change:
         """End minus start."""
         return self.end - self.start
 
+    @property
+    def is_finite(self) -> bool:
+        """Both are numbers."""
+        return math.isfinite(self.start) and math.isfinite(self.end)
+
 
 NOTHING = Change(math.nan, math.nan)
 
@@ -56,10 +61,26 @@ class RunSummary:
     tokens_per_s: float  # median over the steps
     step_time_s: float  # median over the steps
 
+    def complete(self, tags: Iterable[str]) -> tuple[str, ...]:
+        """Those ``tags`` with a finite start and end in everything that was measured for any of them.
+
+        Means are over these, so that the start, the end and every column speak of the same languages.
+        """
+        tags = tuple(tags)
+        kinds = (self.train, self.held_out, self.bits_per_byte)
+        measured = [kind for kind in kinds if any(tag in kind for tag in tags)]
+        return tuple(tag for tag in tags if all(kind.get(tag, NOTHING).is_finite for kind in measured))
+
     def mean(self, changes: Mapping[str, Change], tags: Iterable[str]) -> Change:
-        """Mean over those ``tags`` that have the number."""
-        found = [changes[tag] for tag in tags if tag in changes]
+        """Mean over the complete ones of ``tags``; NaN when there is none or it was not measured."""
+        found = [changes[tag] for tag in self.complete(tags) if tag in changes]
         return Change(mean(c.start for c in found), mean(c.end for c in found))
+
+    def mean_of(self, tags: Iterable[str]) -> str:
+        """What a mean is over, in words: "mean of 14" or, where some are not complete, "mean of 12 of 14"."""
+        tags = tuple(tags)
+        complete = len(self.complete(tags))
+        return f"mean of {complete}" if complete == len(tags) else f"mean of {complete} of {len(tags)}"
 
     def worst(self, changes: Mapping[str, Change]) -> tuple[str, Change] | None:
         """The language with the highest value at the end."""

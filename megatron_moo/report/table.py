@@ -63,11 +63,11 @@ def _losses(summary: RunSummary) -> Table:
             _get(summary.held_out, tag),
             _get(summary.bits_per_byte, tag),
         )
-    _mean_row(table, f"mean of {len(seen)} seen", summary, seen)
+    _mean_row(table, f"{summary.mean_of(seen)} seen", summary, seen)
     if summary.unseen:
         for tag in summary.unseen:
             _row(table, tag, NOTHING, _get(summary.held_out, tag), _get(summary.bits_per_byte, tag))
-        _mean_row(table, f"mean of {len(summary.unseen)} unseen", summary, summary.unseen)
+        _mean_row(table, f"{summary.mean_of(summary.unseen)} unseen", summary, summary.unseen)
     return table
 
 

@@ -15,6 +15,9 @@ from megatron_moo.report.charts.lines import Series, path
 from megatron_moo.report.charts.scale import linear, steps, tick_text
 from megatron_moo.report.records import Array
 
+USUAL = 0.98  # of the values stay below a cut
+PEAK = 2.0  # times the usual range is a peak
+
 
 @dataclass(frozen=True)
 class Bar:
@@ -56,7 +59,9 @@ def small_multiples(
     if not parts or not any(np.isfinite(part).any() for part in parts):
         return frame.missing(spec, "Not measured in this run.")
     reference_part = np.array([reference]) if math.isfinite(reference) else np.zeros(0)
-    y = linear(np.concatenate([*parts, reference_part]), zero=True, wanted=3)
+    everything = np.concatenate([*parts, reference_part])
+    cut, peak = _cut(everything)
+    y = linear(np.minimum(everything, cut), zero=True, wanted=3)
     across = steps(x)
     line = ""
     if math.isfinite(reference):
@@ -80,9 +85,20 @@ def small_multiples(
                 "</div>"
             ).format(one.name, last, UNITS, band, line, drawn)
         )
-    ends = Markup('<p class="axis">Every panel: {} to {}, steps {:,.0f} to {:,.0f}.</p>').format(
-        tick_text(round(y.low, 3)), tick_text(round(y.high, 3)), x[0], x[-1]
+    ends = Markup('<p class="axis">Every panel: {} to {}, steps {:,.0f} to {:,.0f}.{}</p>').format(
+        tick_text(round(y.low, 3)),
+        tick_text(round(y.high, 3)),
+        across.low,
+        across.high,
+        f" Peaks reach {peak:.2f} and are cut off." if peak > cut else "",
     )
     return frame.figure(
         spec, Markup('<div class="minis">{}</div>').format(Markup("").join(cells)), after=ends
     )
+
+
+def _cut(values: Array) -> tuple[float, float]:
+    """Where to cut a few peaks so that they do not flatten every panel, and the highest peak."""
+    finite = values[np.isfinite(values)]
+    peak, usual = float(finite.max()), float(np.quantile(finite, USUAL))
+    return (usual * 1.1, peak) if peak > PEAK * usual > 0 else (peak, peak)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from markupsafe import Markup
@@ -50,6 +50,7 @@ def figure(spec: Figure, body: Markup, data: Any = None, after: Markup | str = "
 
 def missing(spec: Figure, reason: str) -> Markup:
     """A figure that says why there is nothing to see."""
+    spec = replace(spec, unit="", note="")
     return figure(spec, Markup('<p class="missing">{}</p>').format(reason))
 
 

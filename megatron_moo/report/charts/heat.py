@@ -16,6 +16,7 @@ from megatron_moo.report.charts.palette import DIVERGING, SEQUENTIAL
 from megatron_moo.report.charts.scale import Scale, tick_text
 from megatron_moo.report.records import Array
 
+ROW_NAME = 12  # pixels that a row's name needs
 COLUMN_NAMES = 40  # more columns than this go without names; tooltips name them
 
 
@@ -70,11 +71,11 @@ def signed_colours(values: Array, least: float = 0.1) -> Colours:
     return Colours("v", -friendly, friendly)
 
 
-def ordered_colours(ramp: str, values: Array, *, top: float | None = None) -> Colours:
-    """Colours from zero to the largest value, rounded up to a friendly number, or to ``top``."""
+def ordered_colours(ramp: str, values: Array, *, least: float = 0.0) -> Colours:
+    """Colours from zero to the largest value, rounded up to a friendly number, and to ``least`` at least."""
     finite = values[np.isfinite(values)]
     largest = float(finite.max()) if finite.size else 1.0
-    return Colours(ramp, 0.0, top if top is not None else _friendly(largest))
+    return Colours(ramp, 0.0, _friendly(max(largest, least)))
 
 
 def _friendly(value: float) -> float:
@@ -127,7 +128,7 @@ def heat_map(
         '<div class="heat" style="--h:{}px;--chars:{}">{}<div class="rows">{}</div>{}</div>'
     ).format(
         spec.height,
-        min(20, max(map(len, rows)) + 1),
+        min(24, max(map(len, rows)) + 1),
         _head(columns),
         _row_names(rows, spec.height),
         _area(svg, columns),
@@ -181,7 +182,7 @@ def _head(columns: Axis) -> Markup:
 
 
 def _row_names(rows: tuple[str, ...], height: int) -> Markup:
-    every = max(1, math.ceil(11 * len(rows) / height))
+    every = max(1, math.ceil(ROW_NAME * len(rows) / height))
     return Markup("").join(
         Markup('<span data-n="{0}" style="top:{1:.2f}%" title="{0}">{0}</span>').format(
             name, 100 * (i + 0.5) / len(rows)
@@ -227,7 +228,7 @@ def _legend(colours: Colours, marks: Sequence[tuple[float, str]], text: str) -> 
     )
     pointers = Markup("").join(
         Markup('<em><i class="{}{}"></i>{} {}</em>').format(
-            colours.ramp, colours.level(value), name, tick_text(round(value, 2))
+            colours.ramp, colours.level(value), name, f"{value:.2f}".replace("-", "−")
         )
         for value, name in marks
         if math.isfinite(value)

@@ -57,16 +57,21 @@ def line_chart(
         return frame.missing(spec, "Not measured in this run.")
     everything = np.concatenate([part for line in series for part in _parts(line)])
     x_scale, y_scale = steps(x), y or (logarithmic(everything) if log else linear(everything, zero=zero))
-    drawn = [_line(line, x, x_scale, y_scale, points) for line in series]
+    labels = _labels(series, y_scale)
+    drawn = [_line(line, x, x_scale, y_scale, points) for line in _muted(series, labels)]
     if y_scale.log:
         spec = replace(spec, unit=f"{spec.unit}, log scale".lstrip(", "))
     svg = _svg(
         Markup("").join([frame.grid(y_scale), *[_band(s, x, x_scale, y_scale) for s in series], *drawn])
     )
     marks = Markup("").join(_mark(line, step, x_scale) for line in series for step in line.not_finite)
-    labels = frame.direct_labels(_labels(series, y_scale), spec.height)
-    data = {"x": frame.numbers(x, 8), "s": [_data(line, y_scale, digits) for line in series]}
-    return frame.figure(spec, plot_body(spec.height, x_scale, y_scale, svg + marks, labels), data)
+    side = frame.direct_labels(labels, spec.height)
+    data = {
+        "x": frame.numbers(x, 8),
+        "d": [x_scale.low, x_scale.high],
+        "s": [_data(line, y_scale, digits) for line in series],
+    }
+    return frame.figure(spec, plot_body(spec.height, x_scale, y_scale, svg + marks, side), data)
 
 
 def stack_chart(spec: Figure, x: Array, series: Sequence[Series]) -> Markup:
@@ -86,6 +91,7 @@ def stack_chart(spec: Figure, x: Array, series: Sequence[Series]) -> Markup:
     body = _svg(Markup("").join([*areas, frame.grid(y_scale)]))
     data = {
         "x": frame.numbers(x, 8),
+        "d": [x_scale.low, x_scale.high],
         "s": [{"n": s.name, "c": s.classes, "v": frame.numbers(s.values)} for s in series],
     }
     side = frame.direct_labels(labels, spec.height)
@@ -163,6 +169,7 @@ def _mark(line: Series, step: float, x_scale: Scale) -> Markup:
 
 
 def _labels(series: Sequence[Series], y_scale: Scale) -> list[Label]:
+    """A label at each line's last point; of too many lines only the outermost keep theirs."""
     ends = []
     for line in series:
         known = line.values[np.isfinite(y_scale.share(line.values))]
@@ -173,6 +180,13 @@ def _labels(series: Sequence[Series], y_scale: Scale) -> list[Label]:
     ranked = sorted(ends, key=lambda label: label.top)
     half = MOST_LABELS // 4
     return [*ranked[:half], *ranked[-half:]]
+
+
+def _muted(series: Sequence[Series], labels: Sequence[Label]) -> list[Series]:
+    """Lines without a label step back behind those with one."""
+    named = {label.name for label in labels}
+    back = [replace(line, classes=f"{line.classes} mute") for line in series if line.name not in named]
+    return [*back, *(line for line in series if line.name in named)]
 
 
 def _data(line: Series, y_scale: Scale, digits: int) -> dict[str, object]:

@@ -42,7 +42,7 @@ def linear(values: Array, *, zero: bool = False, wanted: int = 5) -> Scale:
         low, high = min(low, 0.0), max(high, 0.0)
     if high - low <= 1e-12 * max(abs(low), abs(high), 1e-300):
         half = abs(low) / 2 or 0.5
-        low, high = (0.0, high * 1.2) if zero and high > 0 else (low - half, high + half)
+        low, high = (0.0, high * 1.2 or 1.0) if zero and high >= 0 else (low - half, high + half)
     pad = PADDING * (high - low)
     low = low if zero and low == 0 else low - pad
     high = high if zero and high == 0 else high + pad
@@ -61,11 +61,11 @@ def logarithmic(values: Array) -> Scale:
 
 def steps(values: Array, wanted: int = 6) -> Scale:
     """An axis of whole steps without padding."""
-    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
+    low, high = (math.floor(values.min()), math.ceil(values.max())) if values.size else (0, 1)
     if high <= low:
-        low, high = low - 0.5, low + 0.5
+        return cells(low, high, wanted)
     ticks = tuple(tick for tick in round_ticks(low, high, wanted) if tick == round(tick))
-    return Scale(low, high, ticks)
+    return Scale(float(low), float(high), ticks)
 
 
 def cells(first: float, last: float, wanted: int = 6) -> Scale:

@@ -47,7 +47,7 @@ def _blocks(room: Room) -> Markup:
         [Frame("", table.T)] if room.moos else [],
         blocks,
         Axis(scale=time_axis(room)),
-        ordered_colours("o", table),
+        ordered_colours("o", table, least=0.5),
         legend="share of pairs with a negative cosine",
     )
 
@@ -65,4 +65,4 @@ def cells_note(width: int) -> str:
 
 def rows_height(rows: int) -> int:
     """Height in pixels of a heat map with so many rows."""
-    return int(min(1100, max(120, 18 * rows if rows <= 40 else 11 * rows, math.ceil(220 / max(1, rows)))))
+    return int(min(1100, max(120, 18 * rows if rows <= 40 else 12 * rows, math.ceil(220 / max(1, rows)))))

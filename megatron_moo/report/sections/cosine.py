@@ -60,19 +60,24 @@ def _matrix(room: Room, measured: list[tuple[StepRecord, MooRecord]]) -> Markup:
     objectives = room.metrics.objectives
     window = end_window(len(room.steps))
     frames = _frames(measured, window, len(objectives))
-    everything = np.concatenate([off_diagonal(one.values) for one in frames]) if frames else np.zeros(0)
+    average = off_diagonal(frames[0].values) if frames else np.zeros(0)
     floor = room.summary.cosine_same
     narrow = len(objectives) <= NARROW
     spec = Figure(
         "cosine-matrix",
         "Cosine matrix",
-        note="Move the slider for single steps. The diagonal is 1 by definition and left empty. "
+        note="The diagonal is 1 by definition and left empty. "
+        + (
+            "Move the slider for single steps; what is beyond the scale has the end colours. "
+            if len(frames) > 1
+            else ""
+        )
         + ("" if math.isfinite(floor) else "This run did not measure the same-language cosine."),
         height=440 if narrow else min(1200, max(560, 12 * len(objectives))),
         wide=not narrow,
     )
     marks = [
-        (mean(off_diagonal(frames[0].values)) if frames else math.nan, "mean of pairs"),
+        (mean(average), "mean of pairs"),
         (floor, "same language"),
     ]
     return heat_map(
@@ -80,7 +85,7 @@ def _matrix(room: Room, measured: list[tuple[StepRecord, MooRecord]]) -> Markup:
         frames,
         objectives,
         Axis(names=objectives),
-        signed_colours(everything),
+        signed_colours(average),
         marks=marks,
         blank_diagonal=True,
         legend="cosine between two objectives",

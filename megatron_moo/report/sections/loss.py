@@ -154,7 +154,7 @@ def _mean_row(room: Room, part: str, tags: tuple[str, ...]) -> Markup:
     summary = room.summary
     train, held_out = summary.mean(summary.train, tags), summary.mean(summary.held_out, tags)
     bits = summary.mean(summary.bits_per_byte, tags)
-    return _cells(Markup.escape(f"mean of {len(tags)}"), part, "", 0.0, train, held_out, bits, "")
+    return _cells(Markup.escape(summary.mean_of(tags)), part, "", 0.0, train, held_out, bits, "")
 
 
 def _cells(

@@ -13,7 +13,7 @@ from megatron_moo.report.charts.frame import Figure
 from megatron_moo.report.charts.lines import Series, line_chart, stack_chart
 from megatron_moo.report.records import StepRecord
 from megatron_moo.report.sections.room import Room, Section
-from megatron_moo.report.summary import median
+from megatron_moo.report.summary import mean, median
 
 PHASES = ("compute", "exchange", "gramian", "solve", "combine", "optimizer")
 OTHER = "other"
@@ -54,13 +54,13 @@ def _names(room: Room) -> list[str]:
 
 
 def _split(room: Room) -> Markup:
-    total = room.summary.step_time_s
+    total = mean(step.step_time_s for step in room.steps)
     bars = []
     for name in _names(room):
-        value = median(_phase(step, name) for step in room.steps)
+        value = mean(_phase(step, name) for step in room.steps)
         share = f"  {units.percent(value / total, 1)}" if total > 0 else ""
         bars.append(Bar(name, value, f"{units.seconds(value)}{share}", PHASE_COLOURS.get(name, "c6")))
-    spec = Figure("phases", "A step's time", f"median {units.seconds(total)} a step")
+    spec = Figure("phases", "A step's time", f"mean {units.seconds(total)} a step")
     return bar_chart(spec, bars)
 
 

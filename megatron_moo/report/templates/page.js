@@ -72,13 +72,13 @@
     var rule = element("div", undefined, "rule");
     rule.hidden = true;
     area.append(rule);
-    var first = data.x[0], last = data.x[data.x.length - 1], span = last - first;
+    var first = data.d[0], span = data.d[1] - first;
     area.addEventListener("pointermove", function (event) {
       var box = area.getBoundingClientRect();
       var share = (event.clientX - box.left) / box.width, up = 1 - (event.clientY - box.top) / box.height;
-      var i = span > 0 ? nearest(data.x, first + share * span) : 0;
+      var i = nearest(data.x, first + share * span);
       rule.hidden = false;
-      rule.style.left = (span > 0 ? 100 * (data.x[i] - first) / span : 50) + "%";
+      rule.style.left = 100 * (data.x[i] - first) / span + "%";
       var stacked = !data.s[0].y;
       var found = data.s.filter(function (s) { return s.v[i] !== null; });
       if (!stacked) {
