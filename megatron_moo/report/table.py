@@ -28,28 +28,32 @@ HEADERS = (
 
 
 def summary_table(run_dir: Path) -> Group:
-    """The closing table of a run, as something rich can print.
+    """The closing table of a run, as something rich can print (:func:`print_summary` adds where things are).
 
     Raises:
         MooError: the run has no metrics.
     """
-    metrics = read_metrics(run_dir)
-    summary = summarize(metrics)
-    parts: list[Table | Text] = [_losses(summary), _facts(summary), _place("run folder", run_dir)]
-    report = run_dir / REPORT_FILE
-    if report.is_file():
-        parts.append(_place("report", report))
-    return Group(*parts)
+    summary = summarize(read_metrics(run_dir))
+    return Group(_losses(summary), _facts(summary))
 
 
 def print_summary(console: Console, run_dir: Path) -> None:
-    """Print :func:`summary_table`."""
-    console.print(summary_table(run_dir), soft_wrap=False)
+    """Print :func:`summary_table`, the run folder and, where it exists, the report.
+
+    Raises:
+        MooError: the run has no metrics.
+    """
+    console.print(summary_table(run_dir))
+    report = run_dir / REPORT_FILE
+    for name, path in (("run folder", run_dir), ("report", report)):
+        if path.exists():
+            # On a line of its own and never broken, so that it can be copied.
+            console.print(Text.assemble((f"{name:<23}", "dim"), str(path)), soft_wrap=True)
 
 
 def _losses(summary: RunSummary) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left")
-    table.title = "Loss in nats per token; the last column in bits per byte, held-out, at the end"
+    table.title = "Loss in nats per token. Bits per byte: held-out, at the end."
     table.title_style = "dim"
     table.add_column("language", no_wrap=True, max_width=24)
     for header in HEADERS:
@@ -123,8 +127,3 @@ def _fact_lines(summary: RunSummary) -> Iterator[tuple[str, str]]:
     if math.isfinite(summary.tokens_per_s):
         pace = f"{units.count(summary.tokens_per_s)} tokens/s"
         yield "speed", f"{pace}, {units.seconds(summary.step_time_s)} a step (medians)"
-
-
-def _place(name: str, path: Path) -> Text:
-    """A path on a line of its own, never broken, so that it can be copied."""
-    return Text.assemble((f"{name:<23}", "dim"), str(path), no_wrap=True, overflow="ignore")
