@@ -4,8 +4,9 @@
     all-to-all    receive of member i = | from 0      | from 1      | ... |       D rows of shard i
     parked        the receive buffer is copied over grad, which is dead until the next zeroing
 
-The bytes sent are a ring reduce-scatter's, (D-1)/D of the bucket. At most two receive buffers are alive, because
-Megatron drains a bucket's predecessor before it starts the next (``previous_grad_reduce_bucket_group``).
+The bytes sent are a ring reduce-scatter's, (D-1)/D of the bucket. Megatron drains a bucket's predecessor
+before it starts the next (``previous_grad_reduce_bucket_group``), so one receive buffer serves all buckets
+of a backward pass: a new one for each would cost a page fault per 4 kB.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ class Arrival:
         plan: BucketPlan,
         received: torch.Tensor,
         work: Any,
-        arrived: Callable[[BucketPlan, torch.Tensor], None],
+        arrived: Callable[[BucketPlan, torch.Tensor], bool],
         waited: Callable[[float], None],
+        release: Callable[[torch.Tensor], None],
     ) -> None:
         self._plan, self._received, self._work = plan, received, work
-        self._arrived, self._waited = arrived, waited
+        self._arrived, self._waited, self._release = arrived, waited, release
 
     def wait(self) -> None:
         """Wait for the rows, then pass them on; the receive buffer is released."""
@@ -42,7 +44,8 @@ class Arrival:
             self._work.wait()
             self._waited(time.perf_counter() - started)
         received, self._received = self._received, torch.empty(0)
-        self._arrived(self._plan, received)
+        if self._arrived(self._plan, received) and self._plan.members > 1:
+            self._release(received)
 
 
 class Done:
@@ -63,12 +66,14 @@ class Exchange:
     def __init__(self, step: Any, stock: Callable[..., Any], reduce: Callable[..., Any]) -> None:
         self._step, self._stock, self._reduce = step, stock, reduce
         self._plans: dict[int, BucketPlan] = {}
+        self._free: list[torch.Tensor] = []
         self.seconds = 0.0
         self.bytes_sent = 0
 
     def register(self, plans: list[BucketPlan]) -> None:
         """Take charge of these buckets (found again by the address of their gradient buffer)."""
         self._plans = {plan.grad.data_ptr(): plan for plan in plans}
+        self._step.on_resolved.append(lambda _resolved: self._free.clear())
 
     def reset(self) -> None:
         """Start counting a new step."""
@@ -93,15 +98,30 @@ class Exchange:
         if plan.members == 1:
             received = input
         else:
-            received = torch.empty_like(input)
+            received = self._take(input)
             work = dist.all_to_all_single(received, input, group=group, async_op=async_op)
             self.bytes_sent += input.numel() * input.element_size() * (plan.members - 1) // plan.members
         self._count(time.perf_counter() - started)
-        arrival = Arrival(plan, received.view(plan.members, -1), work, self._step.arrived, self._count)
+        rows = received.view(plan.members, -1)
+        arrival = Arrival(plan, rows, work, self._step.arrived, self._count, self._release)
         if async_op:
             return arrival
         arrival.wait()
         return None
+
+    def _take(self, like: torch.Tensor) -> torch.Tensor:
+        """A receive buffer: one that is free and large enough, or a new one in place of those too small."""
+        for index, buffer in enumerate(self._free):
+            if buffer.numel() >= like.numel() and buffer.dtype == like.dtype:
+                del self._free[index]
+                return buffer[: like.numel()]
+        self._free.clear()
+        return torch.empty_like(like)
+
+    def _release(self, received: torch.Tensor) -> None:
+        """Take back a receive buffer whose rows were copied elsewhere."""
+        whole = received.untyped_storage()
+        self._free.append(torch.empty(0, dtype=received.dtype, device=received.device).set_(whole))
 
     def _count(self, seconds: float) -> None:
         self.seconds += seconds

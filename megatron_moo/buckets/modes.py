@@ -28,7 +28,7 @@ class ObserveStep(MooStep):
         self._before: dict[str, torch.Tensor] = {}
         self._rows: dict[str, list[torch.Tensor]] = {plan.name: [] for plan in self.plans}
 
-    def arrived(self, plan: BucketPlan, received: torch.Tensor) -> None:
+    def arrived(self, plan: BucketPlan, received: torch.Tensor) -> bool:
         started = time.perf_counter()
         before = self._before.get(plan.name)
         several = self.config.slots > 1
@@ -37,7 +37,7 @@ class ObserveStep(MooStep):
         if several:
             self._before[plan.name] = received.clone() if plan.members == 1 else received
         if not self.is_last_slot:
-            return
+            return False
         self._add_gramians(plan)
         partial = [segment for segment in plan.segments if segment.kind in (Kind.PARTIAL_TP, Kind.PARTIAL_EMBD)]
         # The rows of partial sums are needed until the end of the backward pass; the others are done with.
@@ -45,6 +45,7 @@ class ObserveStep(MooStep):
         if plan.members > 1:
             plan.own.copy_(torch.sum(received, dim=0, dtype=torch.float32))
         self._phase["exchange"] += time.perf_counter() - started
+        return not several
 
     def _columns(self, plan: BucketPlan, segment: Any) -> list[torch.Tensor]:
         return [rows[:, segment.start : segment.end] for rows in self._rows[plan.name]]
@@ -112,13 +113,15 @@ class AmortisedStep(MooStep):
             resolved = super().resolve(exchange_s)
             self._cached, self._solved_at = resolved.weights, self._step
             return resolved
-        last = self.last
-        assert last is not None
+        assert self._cached is not None
         counts, same, *riders = self._reduced([self._counts, self._same, *(rider() for rider in self.riders)])
+        # Nothing was measured in this step: the last step's Gramians, or none right after a resume.
+        gramians = self._gramians if self.last is None else self.last.gramians
+        dropped = torch.zeros(self.k, dtype=torch.bool, device=counts.device)
+        phase = {**self._phase, "exchange": exchange_s}
         self.last = Resolved(
-            self._step, last.gramians, last.weights, counts, last.dropped, same, riders,
-            {**self._phase, "exchange": exchange_s}, self._step - self._solved_at,
-        )  # fmt: skip
+            self._step, gramians, self._cached, counts, dropped, same, riders, phase, self._step - self._solved_at
+        )
         for call in self.on_resolved:
             call(self.last)
         return self.last

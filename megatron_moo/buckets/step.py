@@ -103,6 +103,8 @@ class MooStep:
         self.on_begin: list[Callable[[int], None]] = []
         self.on_resolved: list[Callable[[Resolved], None]] = []
         self.riders: list[Callable[[], torch.Tensor]] = []
+        # Mean loss per objective [K] from the summed riders, for methods that weigh by losses.
+        self.losses_of: Callable[[list[torch.Tensor]], torch.Tensor] | None = None
         self._tp_group: Any = None
         self._embd_group: Any = None
         self._lane = 0
@@ -169,33 +171,53 @@ class MooStep:
         """What this rank computes in the current slot."""
         return self._assignment[self._slot][self._lane]
 
-    def arrived(self, plan: BucketPlan, received: torch.Tensor) -> None:
-        """Park or keep the rows ``[members, shard]`` of a bucket; in the last slot form their Gramians."""
+    def arrived(self, plan: BucketPlan, received: torch.Tensor) -> bool:
+        """Park or keep the rows ``[members, shard]`` of a bucket; in the last slot form their Gramians.
+
+        Returns:
+            whether ``received`` may be overwritten.
+        """
         if self.is_last_slot:
             self._park(plan, received)
-        else:
-            self._keep(plan, received)
+            return True
+        return self._keep(plan, received)
 
-    def _keep(self, plan: BucketPlan, received: torch.Tensor) -> None:
-        """Keep the rows of an earlier slot outside the gradient buffer."""
+    def _keep(self, plan: BucketPlan, received: torch.Tensor) -> bool:
+        """Keep the rows of an earlier slot outside the gradient buffer; returns whether they were copied."""
         dtype = torch.bfloat16 if self.config.row_dtype == "bf16" else received.dtype
         alone = plan.members == 1  # then the rows are the gradient buffer itself, about to be zeroed
         if plan.instances is not None:
             sum_over([received], plan.instances)
-        self._kept[plan.name].append(received.to(dtype, copy=alone))
+        kept = received.to(dtype, copy=alone)
+        self._kept[plan.name].append(kept)
+        return kept is not received
 
     def _park(self, plan: BucketPlan, received: torch.Tensor) -> None:
-        """Copy the rows of the last slot over the gradient buffer, which is dead until the next zeroing."""
+        """Copy the rows of the last slot over the gradient buffer, which is dead until the next zeroing.
+
+        This rank's own row is there already. The Gramian is formed on the way, while the values are in the cache.
+        """
         started = time.perf_counter()
-        if plan.members > 1:
-            plan.rows.copy_(received)
+        others = [slice(0, plan.rank), slice(plan.rank + 1, plan.members)]
+        moves = [(received[r], plan.rows[r]) for r in others if r.start < r.stop]
         if plan.instances is not None:
             # Megatron itself sums this rank's own row over the instances, after this call: the rest is ours, and the
             # Gramian waits for the end of the backward pass.
-            sum_over([plan.rows[: plan.rank], plan.rows[plan.rank + 1 :]], plan.instances)
-        self._phase["exchange"] += time.perf_counter() - started
-        if plan.instances is None:
-            self._add_gramians(plan)
+            for source, target in moves:
+                target.copy_(source)
+            sum_over([target for _, target in moves], plan.instances)
+            self._phase["exchange"] += time.perf_counter() - started
+            return
+        for segment in plan.segments:
+            cut = slice(segment.start, segment.end)
+            here = [(source[:, cut], target[:, cut]) for source, target in moves]
+            if segment.kind is Kind.OWN:
+                rows = [*(kept[:, cut] for kept in self._kept[plan.name]), received[:, cut]]
+                self._add_gramian(plan, segment, gramian(rows, park=here))
+            else:
+                for source, target in here:
+                    target.copy_(source)
+        self._phase["gramian"] += time.perf_counter() - started
 
     def _add_gramians(self, plan: BucketPlan) -> None:
         started = time.perf_counter()
@@ -228,7 +250,8 @@ class MooStep:
         self._phase["gramian"] += time.perf_counter() - started
 
         started = time.perf_counter()
-        weights = self._solve(gramians, torch.where(dropped, 0.0, counts))
+        losses = None if self.losses_of is None else self.losses_of(riders)
+        weights = self._solve(gramians, torch.where(dropped, 0.0, counts), losses)
         weights = torch.where(dropped, 0.0, weights)
         self._phase["solve"] += time.perf_counter() - started
 
@@ -262,10 +285,13 @@ class MooStep:
         pieces = flat.split([part.numel() for part in parts])
         return [piece.view_as(part) for piece, part in zip(pieces, parts, strict=True)]
 
-    def _solve(self, gramians: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    def _solve(
+        self, gramians: torch.Tensor, counts: torch.Tensor, losses: torch.Tensor | None
+    ) -> torch.Tensor:
         weights = self.method(
             gramians,
             tokens=counts,
+            losses=losses,
             preference=self.preference,
             step=self._step,
             block=list(self.block_names),

@@ -22,10 +22,14 @@ def combine(
         masked: leave out rows whose coefficient is zero, whatever they hold (0 x NaN is NaN). It costs another pass
             over the rows; give False when every row is known to be finite.
     """
-    c = coefficients.float()
-    used = (c != 0)[:, None]
+    c = coefficients.float().split([piece.shape[0] for piece in rows])
+    used = [(part != 0)[:, None] for part in c] if masked else []
     for start in range(0, out.numel(), _SPAN):
         end = min(start + _SPAN, out.numel())
-        pieces = [piece[:, start:end].float() for piece in rows]
-        x = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-        out[start:end].copy_(c @ (torch.where(used, x, 0.0) if masked else x))
+        total: torch.Tensor | None = None
+        for index, piece in enumerate(rows):
+            x = piece[:, start:end].float()
+            part = c[index] @ (torch.where(used[index], x, 0.0) if masked else x)
+            total = part if total is None else total.add_(part)
+        assert total is not None
+        out[start:end].copy_(total)
