@@ -78,7 +78,7 @@ def round_ticks(low: float, high: float, wanted: int) -> tuple[float, ...]:
     """About ``wanted`` multiples of 1, 2 or 5 times a power of ten inside the range."""
     rough = (high - low) / max(1, wanted)
     power = 10.0 ** math.floor(math.log10(rough))
-    unit = next((m * power for m in (1, 2, 5) if m * power >= rough * 0.999), 10 * power)
+    unit = min((m * power for m in (1, 2, 5, 10)), key=lambda unit: abs(math.log(unit / rough)))
     first, last = math.ceil(low / unit - 1e-9), math.floor(high / unit + 1e-9)
     return tuple(round(index * unit, 12) for index in range(first, last + 1))
 
