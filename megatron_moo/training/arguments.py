@@ -106,6 +106,12 @@ def moo_config(args: Any, objectives: int) -> MooConfig:
         raise MooError(
             f"unknown method {args.moo_method!r}", "--moo-method", f"choose from {', '.join(sorted(METHODS))}"
         )
+    if "cross" in METHODS[args.moo_method.split(":")[-1]].needs:
+        raise MooError(
+            f"{args.moo_method} needs two independent batches of every objective, which training does not draw",
+            "--moo-method",
+            "use it on Gramians of your own (megatron_moo.moo), or choose another",
+        )
     try:
         options = parse_options(args.moo_method, args.moo_option)
     except ValueError as error:

@@ -62,6 +62,7 @@ class TrainingRun:
         self.step = step_class(config, _method(config), objectives, self.schedule, _preference(self.manifest.preference()))
         self.seen, self.unseen = tuple(self.manifest.languages), tuple(self.manifest.unseen)
         self.metrics = MetricsWriter(Path(args.run_dir), self.step, self.seen)
+        self.step.losses_of = self._objective_losses
         self.validation_book = LossBook(len(self.seen) + len(self.unseen))
         self.batches: LaneBatches | None = None
         self._restored: dict[str, Any] = {}
@@ -205,6 +206,13 @@ class TrainingRun:
             return lambda *_: None
         return (self.metrics.book if training else self.validation_book).add
 
+    def _objective_losses(self, riders: list[torch.Tensor]) -> torch.Tensor:
+        """Mean loss per objective, ``[K]``, from the summed losses and tokens of its languages."""
+        sums = riders[0].new_zeros(len(self.manifest.objectives), 2)
+        index = [self.manifest.objective_of[tag] for tag in self.seen]
+        sums.index_add_(0, torch.tensor(index, device=sums.device), riders[0])
+        return sums[:, 0] / sums[:, 1].clamp(min=1.0)
+
     def _log(self, **kw: Any) -> None:
         if self.batches is not None:
             self.metrics.drawn = self.batches.drawn()
@@ -241,9 +249,11 @@ class _Remembering:
 
 
 def _method(config: Any) -> Any:
-    from megatron_moo.moo import make_method
+    from megatron_moo.moo import METHODS, make_method
 
     options = dict(config.options)
+    if "seed" in METHODS[config.method.split(":")[-1]].options:
+        options.setdefault("seed", config.seed)
     return make_method(config.method, **options)
 
 

@@ -41,16 +41,10 @@ TABLE: tuple[Row, ...] = (
     Row("Megatron-FSDP", "--use-megatron-fsdp", "it has no buckets to exchange", _has("use_megatron_fsdp")),
     Row("torch FSDP2", "--use-torch-fsdp2", "it has no buckets to exchange", _has("use_torch_fsdp2")),
     Row(
-        "Muon, SGD and other optimizers",
+        "Muon (layer-wise), SGD and other optimizers",
         "--optimizer sgd",
         "Megatron's distributed optimizer takes Adam only",
         lambda args: args.optimizer != "adam",
-    ),
-    Row(
-        "layer-wise optimizer",
-        "--use-layer-wise-distributed-optimizer",
-        "its buckets are sharded by whole parameters",
-        _has("use_layer_wise_distributed_optimizer"),
     ),
     Row(
         "full-iteration CUDA graphs",
@@ -104,9 +98,9 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         "generalised tensor parallelism",
-        "--gtp-weight-remat-size 2",
+        "--tensor-parallel-num-weight-shards 2",
         "its gradients are reduced on another axis",
-        lambda args: getattr(args, "gtp_weight_remat_size", 1) > 1,
+        lambda args: (getattr(args, "tensor_parallel_num_weight_shards", None) or 1) > args.tensor_model_parallel_size,
     ),
     Row(
         "observing with several optimizer instances",

@@ -13,6 +13,7 @@ from megatron_moo.buckets.config import MooConfig
 from megatron_moo.buckets.seam import Seam, global_names, peer_groups
 from megatron_moo.buckets.modes import make_step_class
 from megatron_moo.buckets.step import MooStep
+from megatron_moo.training.metrics import LossBook
 from tests.distributed.case import Case, batch
 from tests.distributed.sharding import set_weights
 
@@ -76,12 +77,19 @@ def batches_of_rank(case: Case, lane: int, peer: int, start_step: int = 0) -> It
 
 
 def train_steps(
-    case: Case, steps: int = 1, plain: bool = False, method: Any = None, broken: str | None = None
+    case: Case,
+    steps: int = 1,
+    plain: bool = False,
+    method: Any = None,
+    broken: str | None = None,
+    first: int = 0,
+    state: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train on this rank; returns the losses and, per parameter, its name, place and update of the last step.
 
     ``plain`` trains with Megatron's own reduce-scatter on the same batches. ``broken`` names a trap whose handling is
-    taken out (``tests/distributed/traps.py``).
+    taken out (``tests/distributed/traps.py``). ``first`` and ``state`` go on from an earlier run's step and its
+    ``state_dict``.
     """
     if broken is not None:
         from tests.distributed import traps
@@ -96,7 +104,14 @@ def train_steps(
 
     args = start(case)
     step = make_step(case, method)
+    if state is not None:
+        step.load_state_dict(state)
     seam = None if plain else Seam(step, lambda: args.curr_iteration)
+    if seam is not None:
+        seam.carry_state(step.state_dict, step.load_state_dict)
+    book = LossBook(case.objectives)
+    step.riders.append(lambda: book.take(torch.device("cpu")))
+    step.losses_of = lambda riders: riders[0][:, 0] / riders[0][:, 1].clamp(min=1.0)
     model, optimizer, scheduler = build(case, args)
     lanes = find_lanes(peer_groups(ps), ps.get_data_parallel_rank())
     config = get_model_config(model[0])
@@ -109,22 +124,25 @@ def train_steps(
     config.finalize_model_grads_func = finalize_model_grads
     for chunk in model:
         chunk.train()
-    iterators = [batches_of_rank(case, lanes.lane, lanes.peer) for _ in model]
+    iterators = [Poisoned(case, batches_of_rank(case, lanes.lane, lanes.peer, first)) for _ in model]
     data: Any = iterators if len(model) > 1 else iterators[0]
-    forward = partial(forward_step, record=lambda _batch: lambda *_: None)
+    forward = partial(forward_step, record=lambda _batch: book.add)
+    poisoned = partial(poisoned_forward, case, forward) if case.poison else forward
     schedule = training.get_forward_backward_func()
+    if args.overlap_param_gather:  # as train() does: the first step's parameters are whole already
+        training.disable_forward_pre_hook(model, param_sync=False)
     losses, gramians, weights, norms = [], [], [], []
-    for iteration in range(steps):
+    for iteration in range(first, first + steps):
         args.curr_iteration = iteration
         losses_reduced, *_, grad_norm, _zeros, _logit = training.train_step(
-            lambda it, m: forward(it, m), data, model, optimizer, scheduler, config, schedule, iteration
+            lambda it, m: poisoned(it, m), data, model, optimizer, scheduler, config, schedule, iteration
         )
         losses.append({key: float(value) for key, value in losses_reduced.items()})
         norms.append(None if grad_norm is None else float(grad_norm))
         if step.last is not None:
             gramians.append(step.last.gramians.clone())
             weights.append(step.last.weights.clone())
-        if args.overlap_param_gather and iteration == 0:
+        if args.overlap_param_gather and iteration == first:
             training.enable_forward_pre_hook(model)
     if args.overlap_param_gather:
         training.disable_forward_pre_hook(model)
@@ -134,10 +152,48 @@ def train_steps(
         "gramians": gramians,
         "weights": weights,
         "blocks": list(step.block_names),
+        "dropped": None if step.last is None else step.last.dropped.tolist(),
+        "state": step.state_dict(),
+        "adam": adam_state(optimizer),
         "grads": own_grads(model),
         "params": {name: param.detach().clone() for c in model for param, name in global_names(c).items()},
         "bytes": seam.exchange.bytes_sent if seam else None,
     }
+
+
+class Poisoned:
+    """Batches that remember the last one, so that its loss can be spoiled."""
+
+    def __init__(self, case: Case, batches: Iterator[dict]) -> None:
+        self.batches, self.last = batches, None
+
+    def __next__(self) -> dict:
+        self.last = next(self.batches)
+        return self.last
+
+
+def poisoned_forward(case: Case, forward: Any, data: Any, model: Any) -> tuple:
+    """A forward step whose loss is not finite for the objectives in ``case.poison``."""
+    output, loss_func = forward(data, model)
+    if data.last["objective"] not in case.poison:
+        return output, loss_func
+
+    def spoiled(losses: torch.Tensor) -> tuple:
+        loss, tokens, report = loss_func(losses)
+        return loss * case.poison_with, tokens, report
+
+    return output, spoiled
+
+
+def adam_state(optimizer: Any) -> list[torch.Tensor]:
+    """First and second moments of this rank's shards."""
+    return [
+        tensor.clone()
+        for part in optimizer.chained_optimizers
+        for state in part.optimizer.state.values()
+        for key, tensor in sorted(state.items())
+        if key != "step"
+    ]
 
 
 def own_grads(model: list[Any]) -> list[dict[str, Any]]:
@@ -257,6 +313,8 @@ def rows_of_step(
     for slot in range(case.slots):
         for lane in range(case.lanes):
             objective = case.assignment(step)[slot][lane]
+            if objective in case.poison:
+                continue
             for peer in range(case.peers):
                 for micro_batch in range(case.micro_batches):
                     item = batch(case, step, slot, lane, peer, micro_batch)

@@ -37,7 +37,7 @@ def set_weights(chunks: list[Any], case: Case) -> None:
     """Give every parameter of the (wrapped) chunks its part of the agreed whole."""
     from megatron.core import parallel_state as ps
 
-    agreed = None
+    agreed: dict[str, torch.Tensor] = {}  # the rest, adapters among them, comes from the names
     if case.weights == "transformers":
         from tests.distributed.llama import tiny_llama, to_megatron
 
@@ -52,6 +52,8 @@ def set_weights(chunks: list[Any], case: Case) -> None:
             shape = list(param.shape)
             if getattr(param, "tensor_model_parallel", False):
                 shape[param.partition_dim] *= size
-            whole = full_weight(name, tuple(shape), case.seed) if agreed is None else agreed[name]
+            whole = agreed.get(name)
+            if whole is None:
+                whole = full_weight(name, tuple(shape), case.seed)
             with torch.no_grad():
                 param.copy_(part(whole, name, param, config, rank, size))

@@ -26,7 +26,7 @@ LAYOUTS = (
     Case("one process, 2 slots", dp=1, slots=2, micro_batches=2),
     Case("tp 2, sp, qk norm", dp=2, tp=2, flags=(*SEQUENCE, *OVERLAP, *QK_NORM)),
     Case("pp 2, tied", dp=2, pp=2, micro_batches=2, flags=OVERLAP),
-    Case("pp 2, interleaved", dp=2, pp=2, layers=4, micro_batches=2, flags=(*VIRTUAL, *OVERLAP)),
+    Case("pp 2, interleaved", dp=2, pp=2, layers=4, micro_batches=2, flags=VIRTUAL),
     Case("cp 2", dp=2, cp=2, flags=OVERLAP),
     Case("moe, ep 2", dp=4, ep=2, flags=(*MOE, *OVERLAP)),
 )
@@ -45,7 +45,7 @@ def test_token_is_megatrons_own_training(pool: RankPool, case: Case) -> None:
     ours = losses_of(pool.run(layout_worker, case.world, case, steps=20, timeout=120))
     plain = losses_of(pool.run(layout_worker, case.world, case, steps=20, plain=True, timeout=120))
     assert len(ours) == 20
-    assert plain[-1] < plain[0] - 0.1, "the model must move, or equality says nothing"
+    assert plain[-1] < plain[0] - 0.05, "the model must move, or equality says nothing"
     torch.testing.assert_close(torch.tensor(ours), torch.tensor(plain), rtol=1e-6 if case.dp <= 2 else 1e-5, atol=0)
 
 

@@ -1,0 +1,80 @@
+"""A tiny random Hugging Face checkpoint of every family, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.15,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """One tiny checkpoint: transformers' config and model class, and config values over :data:`SIZES`."""
+
+    name: str
+    family: str
+    config_class: str
+    model_class: str
+    values: dict[str, Any] = field(default_factory=dict)
+    dtype: str = "float32"
+
+
+def _llama(name: str, **values: Any) -> Tiny:
+    return Tiny(name, "llama", "LlamaConfig", "LlamaForCausalLM", values)
+
+
+ZOO: tuple[Tiny, ...] = (
+    _llama("llama"),
+    _llama("llama tied, padded", tie_word_embeddings=True, vocab_size=100),
+    _llama("llama 3.1", rope_parameters={**LLAMA3, "original_max_position_embeddings": 8192}),
+    _llama("llama 3, other original length", rope_parameters={**LLAMA3, "original_max_position_embeddings": 16}),
+    Tiny("qwen2 tied", "qwen2", "Qwen2Config", "Qwen2ForCausalLM", {"tie_word_embeddings": True}),
+    Tiny("qwen3", "qwen3", "Qwen3Config", "Qwen3ForCausalLM", {"head_dim": 16}),
+    Tiny("mistral, window", "mistral", "MistralConfig", "MistralForCausalLM", {"sliding_window": 5, "head_dim": 16}),
+    Tiny("mistral, no window", "mistral", "MistralConfig", "MistralForCausalLM", {"sliding_window": None}),
+)
+
+
+def by_name(name: str) -> Tiny:
+    return next(tiny for tiny in ZOO if tiny.name == name)
+
+
+def make(tiny: Tiny, folder: Path) -> Any:
+    """Write the checkpoint with transformers; returns its model.
+
+    Norm weights and biases are random too: at their usual start of one and zero a mistake in them would not show.
+    """
+    import transformers
+
+    torch.manual_seed(11)
+    config = getattr(transformers, tiny.config_class)(**{**SIZES, **tiny.values})
+    model = getattr(transformers, tiny.model_class)._from_config(config, attn_implementation="eager").float()
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            if param.dim() == 1:
+                param.add_(torch.randn_like(param) * 0.2)
+    model = model.to(getattr(torch, tiny.dtype)).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+def tokens(count: int = 24, vocab: int = 100) -> list[int]:
+    """Input that every family's vocabulary holds."""
+    return torch.randint(vocab, (count,), generator=torch.Generator().manual_seed(5)).tolist()

@@ -1,0 +1,51 @@
+"""A language whose gradient is not finite is left out of the step; when all are, nothing moves."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from tests.distributed.assemble import errors
+from tests.distributed.case import Case
+from tests.distributed.matrix import OVERLAP, SEQUENCE
+from tests.distributed.ranks import layout_worker, reference_worker
+from tests.pool import RankPool
+
+CASES = (
+    *(Case(method, dp=2, slots=2, objectives=4, method=method, poison=(2,))
+      for method in ("mean", "sum", "mgda", "cagrad", "pcgrad")),
+    Case("+inf", dp=2, slots=2, objectives=4, method="cagrad", poison=(1,), poison_with=float("inf")),
+    Case("-inf, tp 2, sp", dp=2, tp=2, slots=2, objectives=4, method="cagrad", poison=(0,), poison_with=float("-inf"),
+         flags=(*SEQUENCE, *OVERLAP)),
+    Case("two of four", dp=4, objectives=4, method="mgda", poison=(0, 3), flags=OVERLAP),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_update_is_the_one_without_it(pool: RankPool, case: Case) -> None:
+    ranks = pool.run(layout_worker, case.world, case)
+    reference = pool.run(reference_worker, 1, case)[0]
+    assert max(errors(ranks, reference).values()) <= 1e-6
+    assert ranks[0]["dropped"] == [k in case.poison for k in range(case.objectives)]
+    for rank in ranks:
+        assert all(torch.isfinite(value).all() for value in rank["params"].values())
+        assert all(float(rank["weights"][-1][:, k].abs().max()) == 0.0 for k in case.poison)
+
+
+def test_nothing_moves_when_no_gradient_is_finite(pool: RankPool) -> None:
+    """Parameters and Adam's moments are bit-identical on all ranks."""
+    case = Case("all bad", dp=2, method="cagrad", flags=(*OVERLAP, "--weight-decay", "0.1"))
+    start = pool.run(layout_worker, 2, case, steps=0)
+    bad = pool.run(layout_worker, 2, dataclasses.replace(case, poison=(0, 1)), steps=1)
+    for before, after in zip(start, bad, strict=True):
+        assert all(torch.equal(value, after["params"][name]) for name, value in before["params"].items())
+        assert all(torch.equal(a, b) for a, b in zip(before["adam"], after["adam"], strict=True))
+
+
+def test_ten_steps_in_a_row_stop_the_run(pool: RankPool) -> None:
+    case = Case("stuck", dp=2, method="cagrad", poison=(1,))
+    pool.run(layout_worker, 2, case, steps=9)
+    with pytest.raises(AssertionError, match="the gradient of language1 was not finite for 10 steps in a row"):
+        pool.run(layout_worker, 2, case, steps=10)
