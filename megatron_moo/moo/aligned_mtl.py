@@ -14,10 +14,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .linalg import eigh, mv
 from .method import Method
 from .options import Option, Spec
 from .problem import Problem
-from .spectrum import Spectrum
 
 
 class AlignedMTL(Method):
@@ -32,8 +32,8 @@ class AlignedMTL(Method):
     )
 
     def solve(self, problem: Problem) -> Tensor:
-        spectrum = Spectrum(problem.G, problem, tolerance=1.0)
-        e, keep = spectrum.values, spectrum.keep
+        e, V = eigh(problem.G)
+        keep = e > problem.eps * problem.count.unsqueeze(-1) * e[..., -1:]
         rank = keep.sum(-1, keepdim=True)
         k = e.shape[-1]
         if self.options["scale"] == "min":
@@ -43,4 +43,5 @@ class AlignedMTL(Method):
         else:
             sigma2 = torch.where(keep, e, 0.0).sum(-1, keepdim=True) / rank.clamp(min=1)
         sigma = torch.where(rank > 0, sigma2, 0.0).clamp(min=0.0).sqrt()
-        return sigma * spectrum.of(1.0 / spectrum.safe.sqrt(), problem.u)
+        inverse = torch.where(keep, 1.0 / torch.where(keep, e, 1.0).sqrt(), 0.0)
+        return sigma * mv(V, inverse * mv(V.mT, problem.u))

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .linalg import dot, mv
+from .linalg import dot
 from .method import Method
 from .options import Spec
 from .problem import Problem
@@ -33,12 +33,11 @@ class ConFIG(Method):
     )
 
     def solve(self, problem: Problem) -> Tensor:
-        spectrum = Spectrum(problem.C, problem)
+        spectrum = Spectrum(problem)
         wanted = problem.u * problem.count.unsqueeze(-1)
         a = spectrum.pinv(wanted)
-        ca = mv(problem.C, a)
+        ca = spectrum.in_range(wanted)  # C a, without the rounding of a product with large a
         length2 = dot(a, ca)
-        # ca is the part of the wish that can be had; what rounding leaves of none is not a direction.
         undefined = dot(ca, ca) <= NOISE**2 * dot(wanted, wanted)
         problem.flags["undefined"] = undefined.squeeze(-1) & problem.present.any(-1)
         length = dot(problem.s * problem.m, ca) / torch.where(undefined, 1.0, length2)

@@ -32,7 +32,7 @@ class IMTLG(Method):
     spec: ClassVar[Spec] = Spec("imtl_g", "Liu et al. 2021", "v = pinv(G) s, w = v / sum(v)")
 
     def solve(self, problem: Problem) -> Tensor:
-        spectrum = Spectrum(problem.C, problem)
+        spectrum = Spectrum(problem)
         s, m = problem.s, problem.m
         # Null vectors come first in ascending order, so the leading columns of Q span exactly S^{-1} N.
         null = torch.where(spectrum.keep.unsqueeze(-2), 0.0, spectrum.vectors) / s.unsqueeze(-1)

@@ -17,10 +17,10 @@ class Problem:
     """B blocks with K rows each, in fp64. Absent rows (zero or non-finite) are zero in ``G`` and ``u``.
 
     Attributes:
-        G: ``[B, K, K]`` Gramian divided by ``scale**2``, so that its largest row has norm 1.
+        G: ``[B, K, K]`` Gramian divided by ``scale**2``, exactly; its largest row has a norm in [1/2, 1).
         s: ``[B, K]`` row norms of ``G``; 1 for absent rows.
         C: ``[B, K, K]`` cosines ``G / (s s^T)``: unit diagonal, and the identity on absent rows.
-        scale: ``[B]`` norm of the largest row; 1 where every row is absent.
+        scale: ``[B]`` the power of two above the norm of the largest row; 1 where every row is absent.
         present: ``[B, K]`` bool. ``count``: ``[B]`` present rows, at least 1, fp64.
         u: ``[B, K]`` preference over the present rows, sums to 1. ``p``: the same, not renormalised over
             them.
@@ -96,8 +96,7 @@ def build_problem(
     if block is not None and len(block) != raw.shape[0]:
         raise ValueError(f"{len(block)} block names for {raw.shape[0]} blocks")
     finite, present, G, s, scale = _clean(raw)
-    C = _cosines(G, s, present)
-    G = C * (s.unsqueeze(-1) * s.unsqueeze(-2)) * (present.unsqueeze(-1) & present.unsqueeze(-2))
+    C = _cosines(G, s)
     p = _preference(preference, gramian, present)
     share = torch.where(present, p, 0.0)
     total = share.sum(-1, keepdim=True)
@@ -136,15 +135,16 @@ def _clean(raw: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     pair = present.unsqueeze(-1) & present.unsqueeze(-2)
     G = torch.where(pair, raw, 0.0)
     G = 0.5 * G + 0.5 * G.mT
-    largest = G.diagonal(dim1=-2, dim2=-1).amax(-1)
-    scale = torch.where(present.any(-1), largest, 1.0).sqrt()
+    largest = G.diagonal(dim1=-2, dim2=-1).amax(-1).sqrt()
+    one = torch.ones_like(largest)
+    scale = torch.where(present.any(-1), torch.ldexp(one, torch.frexp(largest).exponent), one)
     # Divided twice: the square of the scale may not be a number where the scale is.
     G = G / scale[:, None, None] / scale[:, None, None]
     s = torch.where(present, G.diagonal(dim1=-2, dim2=-1), 1.0).sqrt()
     return finite, present, G, s, scale
 
 
-def _cosines(G: Tensor, s: Tensor, present: Tensor) -> Tensor:
+def _cosines(G: Tensor, s: Tensor) -> Tensor:
     C = (G / s.unsqueeze(-1) / s.unsqueeze(-2)).clamp(-1.0, 1.0)
     eye = torch.eye(G.shape[-1], dtype=G.dtype, device=G.device)
     return C * (1.0 - eye) + eye
@@ -167,6 +167,8 @@ def _cross(cross: Tensor, scale: Tensor, present: Tensor) -> Tensor:
 def _unit_rows(problem: Problem, normalize: str) -> Problem:
     """The same blocks with every row at norm 1 ("unit") or at the norm of the largest one ("max")."""
     pair = problem.present.unsqueeze(-1) & problem.present.unsqueeze(-2)
+    largest = problem.scale * torch.where(problem.present, problem.s, 0.0).amax(-1)
+    largest = torch.where(largest > 0, largest, 1.0)
     cross = problem.cross
     if cross is not None:
         cross = cross / problem.s.unsqueeze(-1) / problem.s.unsqueeze(-2)
@@ -174,6 +176,6 @@ def _unit_rows(problem: Problem, normalize: str) -> Problem:
         problem,
         G=problem.C * pair,
         s=torch.ones_like(problem.s),
-        scale=problem.scale if normalize == "max" else torch.ones_like(problem.scale),
+        scale=largest if normalize == "max" else torch.ones_like(largest),
         cross=cross,
     )
