@@ -22,7 +22,7 @@ from typing import Any
 from megatron_moo.data.build_split import SplitTask, build_split
 from megatron_moo.data.corpus import BUILD_FILE, FORMAT, Corpus, canonical, open_corpus, read_record
 from megatron_moo.data.manifest import Language, Manifest
-from megatron_moo.data.pool import EncodePool
+from megatron_moo.data.pool import EncodePool, refuse_reimport
 from megatron_moo.data.sources import expand, is_indexed
 from megatron_moo.data.sp_train import train_sentencepiece
 from megatron_moo.data.tokenizers import Tokenizer, make_tokenizer
@@ -50,6 +50,7 @@ def build_corpus(
     Raises:
         MooError: bad sources (file, line, offset), an empty language, a damaged finished build.
     """
+    refuse_reimport()
     out = Path(out_dir).absolute()
     inputs = _inputs(manifest)
     _refuse_foreign(out)

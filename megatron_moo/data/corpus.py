@@ -276,7 +276,8 @@ def read_record(root: Path) -> dict[str, Any]:
         record = json.loads(data)
         expected = canonical(record)
     except (ValueError, AttributeError, RecursionError) as error:
-        raise MooError(f"is damaged ({str(error)[:100]})", str(file), _REBUILD) from error
+        offset = getattr(error, "pos", getattr(error, "start", 0))
+        raise MooError(f"is damaged ({str(error)[:100]}), offset {offset}", str(file), _REBUILD) from error
     if data != expected:
         at = next(
             (i for i, (a, b) in enumerate(zip(data, expected, strict=False)) if a != b),

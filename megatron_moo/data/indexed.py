@@ -167,10 +167,9 @@ class IndexedWriter:
         self._data = _open_at(bin_path(prefix), state["bin_bytes"] if state else 0)
         self._lengths = _open_at(self._side("lengths"), 4 * state["sequences"] if state else 0)
         self._counts = _open_at(self._side("counts"), 4 * state["documents"] if state else 0)
-        self._modes = _open_at(self._side("modes"), state["sequences"] if state else 0)
+        self._modes = _open_at(self._side("modes"), state["modes"] if state else 0)
         self.sequences = state["sequences"] if state else 0
         self.documents = state["documents"] if state else 0
-        self.with_modes = False
 
     def _side(self, name: str) -> Path:
         return Path(f"{self.prefix}.{name}")
@@ -190,7 +189,6 @@ class IndexedWriter:
         self._lengths.write(lengths.astype("<i4").tobytes())
         self._counts.write(counts.astype("<i4").tobytes())
         if modes is not None:
-            self.with_modes = True
             self._modes.write(modes.astype(np.int8).tobytes())
         self.sequences += len(lengths)
         self.documents += len(counts)
@@ -200,7 +198,12 @@ class IndexedWriter:
         for file in (self._data, self._lengths, self._counts, self._modes):
             file.flush()
             os.fsync(file.fileno())
-        return {"bin_bytes": self._data.tell(), "sequences": self.sequences, "documents": self.documents}
+        return {
+            "bin_bytes": self._data.tell(),
+            "sequences": self.sequences,
+            "documents": self.documents,
+            "modes": self._modes.tell(),
+        }
 
     def close(self) -> None:
         """Close the files; nothing is finished by it."""
@@ -228,7 +231,7 @@ class IndexedWriter:
                 bounds = bound[-1] + np.cumsum(block, dtype=np.int64)
                 out.write(bounds.astype("<i8").tobytes())
                 bound = bounds
-            if self.with_modes or self._side("modes").stat().st_size:
+            if self._side("modes").stat().st_size:
                 for block in _blocks(self._side("modes"), "i1"):
                     out.write(block.tobytes())
             out.flush()

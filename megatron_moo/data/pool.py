@@ -25,6 +25,7 @@ class EncodePool:
     def __init__(self, spec: Mapping[str, Any], base: Path, workers: int) -> None:
         if workers < 1:
             raise MooError(f"{workers} workers", todo="use at least 1")
+        refuse_reimport()
         self._spec, self._base, self._workers = dict(spec), base, workers
         self._executor: ProcessPoolExecutor | None = None
         self._tokenizer = make_tokenizer(spec, base) if workers == 1 else None
@@ -65,5 +66,19 @@ class EncodePool:
                 yield first, future.result()
         except BrokenProcessPool as error:
             raise MooError(
-                "a worker process died (out of memory?)", "data build", "use fewer workers"
+                "a worker process died (out of memory?)",
+                "data build",
+                "use fewer workers, or read the lines above",
             ) from error
+
+
+def refuse_reimport() -> None:
+    """Refuse to build while a worker imports the caller's script.
+
+    A script without ``if __name__ == "__main__"`` runs again in each worker; it would wait for the lock that
+    its own parent
+    holds, for ever.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        what = "the build was started again by a worker that imported the script"
+        raise MooError(what, "build_corpus", 'put the call under `if __name__ == "__main__":`')

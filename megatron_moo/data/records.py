@@ -116,7 +116,7 @@ def _parse(raw: bytes, key: str | None) -> tuple[Any, tuple[int, str] | None]:
 def _plain_values(block: Block) -> Iterator[tuple[int, int, Any] | Fault]:
     for line, offset, raw in _pieces(block):
         try:
-            yield line, offset, raw.decode("utf-8").replace("\r\n", "\n").strip("\n")
+            yield line, offset, raw.decode("utf-8").replace("\r\n", "\n").strip("\r\n")
         except UnicodeDecodeError as error:
             inside = raw[: error.start].count(b"\n")
             reason = f"broken UTF-8, byte 0x{raw[error.start]:02x}"

@@ -1,0 +1,80 @@
+"""The plain-mixing baseline, and validation scores."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from itertools import islice
+
+import pytest
+
+from megatron_moo.data import EarlyStopping, LanguageSampler, MixedBatches, score
+from megatron_moo.errors import MooError
+from tests.unit.data.conftest import MakeCorpus
+
+
+def _rows(batches: MixedBatches, count: int) -> list[tuple]:
+    return [
+        (language, tuple(labels))
+        for batch in islice(iter(batches), count)
+        for language, labels in zip(batch["language"].tolist(), batch["labels"].tolist(), strict=True)
+    ]
+
+
+def test_mixes_inside_micro_batches_the_same_at_any_split_and_resumes(make_corpus: MakeCorpus) -> None:
+    manifest, corpus = make_corpus({"en": 400, "de": 100, "fr": 5}, sampling="proportional")
+    sampler = LanguageSampler(corpus, "train", 8, 1)
+    one = _rows(MixedBatches(sampler, manifest, 0, 1, 4, 4), 12)
+    two = [MixedBatches(sampler, manifest, rank, 2, 2, 4) for rank in range(2)]
+    for step in range(3):
+        parts = [_rows(batches, 4) for batches in two]
+        assert Counter(parts[0] + parts[1]) == Counter(one[16 * step : 16 * step + 16])
+        assert two[0].state_dict() == two[1].state_dict()
+        resumed = [MixedBatches(sampler, manifest, rank, 2, 2, 4) for rank in range(2)]
+        for fresh, old in zip(resumed, two, strict=True):
+            fresh.load_state_dict(old.state_dict())
+        two = resumed
+    assert len({language for language, _ in one[:4]}) > 1, "languages meet inside a micro-batch"
+
+
+def test_mixed_token_shares_are_the_law(make_corpus: MakeCorpus) -> None:
+    manifest, corpus = make_corpus({"en": 400, "de": 103, "fr": 5})
+    batches = MixedBatches(LanguageSampler(corpus, "train", 8, 1), manifest, 0, 1, 100, 1)
+    tokens = Counter()
+    for batch in islice(iter(batches), 150):
+        for language, count in zip(
+            batch["language"].tolist(), batch["loss_mask"].sum(1).tolist(), strict=True
+        ):
+            tokens[language] += count
+    for language in range(3):
+        assert tokens[language] / tokens.total() == pytest.approx(1 / 3, rel=0.01)
+
+
+def test_scores_by_hand() -> None:
+    scores = score({"en": 8 * math.log(2), "ko": 30 * math.log(2)}, {"en": 8, "ko": 10}, {"en": 8, "ko": 10})
+    assert scores.loss == pytest.approx({"en": math.log(2), "ko": 3 * math.log(2)})
+    assert scores.bits_per_byte == pytest.approx({"en": 1.0, "ko": 3.0})
+    assert scores.macro == pytest.approx(2.0)
+    assert scores.worst == "ko"
+    with pytest.raises(MooError, match="'en' scored no tokens"):
+        score({"en": 1.0}, {"en": 0}, {"en": 1})
+
+
+def test_a_nan_language_is_the_worst() -> None:
+    assert score({"en": math.nan, "ko": 9.0}, {"en": 1, "ko": 1}, {"en": 1, "ko": 1}).worst == "en"
+
+
+@pytest.mark.parametrize(("watch", "stops"), [("macro", [False, False, False, True]), ("en", [False] * 4)])
+def test_early_stopping_watches_what_it_is_told(watch: str, stops: list[bool]) -> None:
+    stopping = EarlyStopping(watch, patience=2, tags=["en", "ko"])
+    passes = [(4.0, 4.0), (3.0, 3.0), (2.0, 4.5), (1.0, 6.0)]
+    found = []
+    for en, ko in passes:
+        fresh = EarlyStopping(watch, patience=2)
+        fresh.load_state_dict(stopping.state_dict())
+        stopping = fresh
+        scores = score({"en": en, "ko": ko}, {"en": 1, "ko": 1}, {"en": 1, "ko": 1})
+        found.append(stopping.update(scores))
+    assert found == stops
+    with pytest.raises(MooError, match="cannot watch 'xx'"):
+        EarlyStopping("xx", tags=["en"])
