@@ -10,7 +10,7 @@ from pathlib import Path
 from megatron_moo.errors import MooError
 
 # Rooms that bring subcommands of their own: ``add_subcommands(subparsers)``.
-_ROOMS = ("megatron_moo.data.cli", "megatron_moo.report.cli", "megatron_moo.doctor")
+_ROOMS = ("megatron_moo.convert.cli", "megatron_moo.data.cli", "megatron_moo.report.cli", "megatron_moo.doctor")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -34,8 +34,17 @@ def build_model(
     from megatron.core.models.gpt import GPTModel
     from megatron.training.argument_utils import core_transformer_config_from_args
 
+    from megatron_moo.models.families.extras import from_spec
+
     config = config or core_transformer_config_from_args(args)
-    model = GPTModel(
+    extras = from_spec(getattr(args, "spec", None))
+    model_class = GPTModel
+    if extras is not None:
+        from megatron_moo.models.modules.model import Model, prepare
+
+        prepare(config, extras)
+        model_class = Model
+    model = model_class(
         config=config,
         transformer_layer_spec=layer_spec(config, vp_stage),
         vocab_size=args.padded_vocab_size,
@@ -64,7 +73,14 @@ def layer_spec(config: Any, vp_stage: int | None = None) -> Any:
     spec = get_gpt_decoder_block_spec(
         config, use_transformer_engine=use_te, normalization=config.normalization, vp_stage=vp_stage
     )
-    return spec if use_te else _with_our_modules(spec, config)
+    if use_te:
+        return spec
+    spec = _with_our_modules(spec, config)
+    if getattr(config, "moo", None) is not None:
+        from megatron_moo.models.modules.spec import with_extras
+
+        with_extras(spec, config)
+    return spec
 
 
 def _with_our_modules(spec: Any, config: Any) -> Any:

@@ -33,6 +33,7 @@ def flags_of(folder: Path, tp: int, pp: int, world: int, **more: Any) -> dict[st
         "clip-grad": 1.0,
         "eval-iters": 0,
         "eval-interval": 1000,
+        "save-interval": 1000,
         "rerun-mode": "disabled",
         "ckpt-format": "torch_dist",
         "dist-ckpt-optim-fully-reshardable": True,
@@ -99,7 +100,9 @@ def forward(model: list[Any], ids: torch.Tensor, labels: torch.Tensor | None = N
     return found[0] if found else None
 
 
-def train_worker(rank: int, world: int, folder: Path, save: Path, tp: int, pp: int, steps: int = 3, **more: Any) -> Any:
+def train_worker(
+    rank: int, world: int, folder: Path, save: Path, tp: int, pp: int, steps: int = 3, **more: Any
+) -> Any:
     """Train from an imported checkpoint, save with Megatron, and give the mean loss of a batch that follows."""
     from megatron.core import parallel_state as ps
     from megatron.core.distributed import finalize_model_grads

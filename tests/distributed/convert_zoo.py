@@ -21,7 +21,13 @@ SIZES: dict[str, Any] = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}
 
 
 @dataclass(frozen=True)
@@ -44,10 +50,18 @@ ZOO: tuple[Tiny, ...] = (
     _llama("llama"),
     _llama("llama tied, padded", tie_word_embeddings=True, vocab_size=100),
     _llama("llama 3.1", rope_parameters={**LLAMA3, "original_max_position_embeddings": 8192}),
-    _llama("llama 3, other original length", rope_parameters={**LLAMA3, "original_max_position_embeddings": 16}),
+    _llama(
+        "llama 3, other original length", rope_parameters={**LLAMA3, "original_max_position_embeddings": 16}
+    ),
     Tiny("qwen2 tied", "qwen2", "Qwen2Config", "Qwen2ForCausalLM", {"tie_word_embeddings": True}),
     Tiny("qwen3", "qwen3", "Qwen3Config", "Qwen3ForCausalLM", {"head_dim": 16}),
-    Tiny("mistral, window", "mistral", "MistralConfig", "MistralForCausalLM", {"sliding_window": 5, "head_dim": 16}),
+    Tiny(
+        "mistral, window",
+        "mistral",
+        "MistralConfig",
+        "MistralForCausalLM",
+        {"sliding_window": 5, "head_dim": 16},
+    ),
     Tiny("mistral, no window", "mistral", "MistralConfig", "MistralForCausalLM", {"sliding_window": None}),
 )
 
@@ -67,7 +81,7 @@ def make(tiny: Tiny, folder: Path) -> Any:
     config = getattr(transformers, tiny.config_class)(**{**SIZES, **tiny.values})
     model = getattr(transformers, tiny.model_class)._from_config(config, attn_implementation="eager").float()
     with torch.no_grad():
-        for name, param in model.named_parameters():
+        for param in model.parameters():
             if param.dim() == 1:
                 param.add_(torch.randn_like(param) * 0.2)
     model = model.to(getattr(torch, tiny.dtype)).eval()

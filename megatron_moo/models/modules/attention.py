@@ -15,6 +15,13 @@ import torch.distributed as dist
 from torch.nn import functional
 
 
+def has_window(config: Any, layer_number: int) -> bool:
+    """Whether a layer (counted from 1) has sliding-window attention."""
+    from megatron.core.transformer.utils import is_layer_window_attention
+
+    return is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
+
+
 class GatherSequence(torch.autograd.Function):
     """All-gather along the first dimension; the backward pass reduce-scatters."""
 
@@ -66,15 +73,15 @@ class CoreAttention(torch.nn.Module):
     ) -> None:
         super().__init__()
         from megatron.core import parallel_state
-        from megatron.core.transformer.utils import is_layer_window_attention
 
         if config.softmax_type != "vanilla":
             raise ValueError(f"softmax_type {config.softmax_type!r} needs Megatron's own attention")
         self.scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
         if config.apply_query_key_layer_scaling:
             self.scale /= max(1, layer_number)
-        windowed = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
+        windowed = has_window(config, layer_number)
         self.window: tuple[int, int] | None = tuple(config.window_size) if windowed else None
+        self.softcap: float | None = getattr(getattr(config, "moo", None), "attention_softcap", None)
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         self.tracked_dropout = not config.sequence_parallel
         cp_group = getattr(pg_collection, "cp", None) or parallel_state.get_context_parallel_group()
@@ -100,12 +107,29 @@ class CoreAttention(torch.nn.Module):
         mask = self._allowed(query.shape[0], key.shape[0], q_pos, k_pos, attention_mask, query.device)
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         p = self.dropout if self.training else 0.0
+        if self.softcap is not None:
+            return self._capped(q, k, v, mask, p).permute(2, 0, 1, 3).flatten(2)
         with self._random_state(p):
             out = functional.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, dropout_p=p, is_causal=mask is None, scale=self.scale,
                 enable_gqa=q.shape[1] != k.shape[1],
             )  # fmt: skip
         return out.permute(2, 0, 1, 3).flatten(2)
+
+    def _capped(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, p: float
+    ) -> torch.Tensor:
+        """Attention whose scores are c tanh(scores / c) (Gemma 2); ``[b, heads, s, d]``."""
+        assert self.softcap is not None
+        if mask is None:
+            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+        repeats = q.shape[1] // k.shape[1]
+        k, v = (x.repeat_interleave(repeats, 1) for x in (k, v))
+        scores = torch.tanh(q @ k.mT * self.scale / self.softcap) * self.softcap
+        weights = scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=torch.float32).to(q.dtype)
+        with self._random_state(p):
+            weights = functional.dropout(weights, p)
+        return weights @ v
 
     def _allowed(
         self,

@@ -1,0 +1,157 @@
+"""Megatron's ``torch_dist`` checkpoint, written tensor by tensor without a process group.
+
+torch's own ``FileSystemWriter`` does the writing. The plan that it is given names every chunk beforehand, one per layer
+and expert, and makes a chunk's tensor only when its turn has come.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter, SavePlan
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+
+from megatron_moo.errors import MooError
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A part of a tensor that will be written.
+
+    Attributes:
+        key: the tensor.
+        size: the whole tensor's shape with its leading axes.
+        place: index into the leading axes.
+        shape: the part's shape without them.
+        dtype: its dtype.
+        make: makes the part, contiguous.
+    """
+
+    key: str
+    size: tuple[int, ...]
+    place: tuple[int, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    make: Callable[[], Tensor]
+
+    @property
+    def offsets(self) -> torch.Size:
+        return torch.Size((*self.place, *(0 for _ in self.shape)))
+
+    @property
+    def sizes(self) -> torch.Size:
+        return torch.Size((*(1 for _ in self.place), *self.shape))
+
+
+class _Planner(DefaultSavePlanner):
+    """A plan over chunks that do not exist yet, and objects that do."""
+
+    def __init__(self, chunks: list[Chunk], objects: dict[str, Any], done: Callable[[int], None]) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self.chunks = {(chunk.key, chunk.offsets): chunk for chunk in chunks}
+        self.objects, self.done = objects, done
+
+    def create_local_plan(self) -> SavePlan:
+        items = [_write_item(chunk) for chunk in self.chunks.values()]
+        items += [WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO) for key in self.objects]
+        self.plan = SavePlan(items)
+        return self.plan
+
+    def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
+        index = write_item.index
+        if write_item.type == WriteItemType.BYTE_IO:
+            data = io.BytesIO()
+            torch.save([self.objects[index.fqn]], data)
+            return data
+        chunk = self.chunks[index.fqn, torch.Size(index.offset or ())]
+        tensor = chunk.make()
+        if tuple(tensor.shape) != chunk.shape or tensor.dtype != chunk.dtype:
+            raise MooError(
+                f"tensor {chunk.key!r} became {list(tensor.shape)} {tensor.dtype}, planned {list(chunk.shape)} {chunk.dtype}"
+            )
+        self.done(tensor.numel() * tensor.element_size())
+        return tensor.view(chunk.sizes)
+
+
+def _write_item(chunk: Chunk) -> WriteItem:
+    return WriteItem(
+        MetadataIndex(chunk.key, chunk.offsets),
+        WriteItemType.SHARD,
+        tensor_data=TensorWriteData(
+            ChunkStorageMetadata(chunk.offsets, chunk.sizes),
+            TensorProperties(dtype=chunk.dtype),
+            torch.Size(chunk.size),
+        ),
+    )
+
+
+def write_checkpoint(
+    folder: Path, chunks: list[Chunk], objects: dict[str, Any], done: Callable[[int], None]
+) -> None:
+    """Write a ``torch_dist`` checkpoint into an empty folder.
+
+    Args:
+        folder: where ``.metadata`` and the data files go.
+        chunks: the tensors' parts.
+        objects: what lies beside tensors, by key with its shard (``common_state/shard_0_1``).
+        done: told the bytes of every part as it is written.
+    """
+    folder.mkdir(parents=True)
+    writer = FileSystemWriter(str(folder), single_file_per_rank=True, thread_count=1, sync_files=True)
+    with warnings.catch_warnings():
+        # torch says that it writes from one process, which is what was asked for.
+        warnings.simplefilter("ignore", UserWarning)
+        dcp.save({}, storage_writer=writer, planner=_Planner(chunks, objects, done), no_dist=True)
+    (folder / "metadata.json").write_text(
+        json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1})
+    )
+
+
+@contextmanager
+def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A folder that becomes visible under its name only when everything in it is written.
+
+    Yields:
+        A hidden folder beside ``target``; a former attempt's is cleared first.
+
+    Raises:
+        MooError: when ``target`` exists and is not empty.
+    """
+    if target.exists() and not target.is_dir():
+        raise MooError("exists and is not a folder", str(target))
+    if target.exists() and any(target.iterdir()) and not overwrite:
+        raise MooError("exists and is not empty", str(target), "choose another folder, or move that one away")
+    hidden = target.parent / f".{target.name}.unfinished"
+    if hidden.exists():
+        shutil.rmtree(hidden)
+    hidden.mkdir(parents=True)
+    try:
+        yield hidden
+    except BaseException:
+        shutil.rmtree(hidden, ignore_errors=True)
+        raise
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(hidden, target)
+    _sync(target.parent)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
