@@ -89,7 +89,7 @@ def _import(args: argparse.Namespace) -> int:
     from megatron_moo.convert.importer import import_checkpoint
 
     model = import_checkpoint(args.hf_dir, args.ckpt_dir, args.ignore_key, args.allow_pickle, args.overwrite)
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     console.print(f"megatron-moo: {model.family}, {model.layers} layers, in {args.ckpt_dir}")
     console.print(f"megatron-moo: its flags are in {args.ckpt_dir / 'model.yaml'}")
     return 0
@@ -105,7 +105,7 @@ def _export(args: argparse.Namespace) -> int:
     found = export_checkpoint(
         args.ckpt_dir, args.hf_dir, args.like, dtype, _bytes(args.shard_size), args.ignore_key, args.overwrite
     )
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     origin = (
         f"config and tokenizer of {found.like}"
         if found.like

@@ -63,6 +63,7 @@ class _Planner(DefaultSavePlanner):
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
         self.chunks = {(chunk.key, chunk.offsets): chunk for chunk in chunks}
         self.objects, self.done = objects, done
+        self.failure: BaseException | None = None
 
     def create_local_plan(self) -> SavePlan:
         items = [_write_item(chunk) for chunk in self.chunks.values()]
@@ -77,7 +78,11 @@ class _Planner(DefaultSavePlanner):
             torch.save([self.objects[index.fqn]], data)
             return data
         chunk = self.chunks[index.fqn, torch.Size(index.offset or ())]
-        tensor = chunk.make()
+        try:
+            tensor = chunk.make()
+        except BaseException as error:
+            self.failure = error
+            raise
         if tuple(tensor.shape) != chunk.shape or tensor.dtype != chunk.dtype:
             raise MooError(
                 f"tensor {chunk.key!r} became {list(tensor.shape)} {tensor.dtype}, planned {list(chunk.shape)} {chunk.dtype}"
@@ -111,10 +116,17 @@ def write_checkpoint(
     """
     folder.mkdir(parents=True)
     writer = FileSystemWriter(str(folder), single_file_per_rank=True, thread_count=1, sync_files=True)
+    planner = _Planner(chunks, objects, done)
     with warnings.catch_warnings():
         # torch says that it writes from one process, which is what was asked for.
         warnings.simplefilter("ignore", UserWarning)
-        dcp.save({}, storage_writer=writer, planner=_Planner(chunks, objects, done), no_dist=True)
+        try:
+            dcp.save({}, storage_writer=writer, planner=planner, no_dist=True)
+        except BaseException:
+            # torch wraps whatever happens, an interrupt too, in an exception of its own.
+            if planner.failure is not None:
+                raise planner.failure from None
+            raise
     (folder / "metadata.json").write_text(
         json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1})
     )
