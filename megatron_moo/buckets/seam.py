@@ -14,6 +14,7 @@ Bucket-Level MOO enters Megatron at four places, none of them patched in the whe
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -273,11 +274,12 @@ class Seam:
         self.lanes = find_lanes(peer_groups(ps), ps.get_data_parallel_rank())
         self._cp_size = ps.get_context_parallel_world_size()
         self._dp_cp_size = ps.get_data_parallel_world_size(with_context_parallel=True)
-        plans, names = plan_buckets(chunks, self.step.config.block, self.lanes, self.step.config.exclude)
+        plans, names, members = plan_buckets(chunks, self.step.config.block, self.lanes, self.step.config.exclude)
         self.exchange.register(plans)
         self.step.place(
             plans,
             names,
+            members,
             self.lanes.lane,
             counts_tokens=ps.get_tensor_model_parallel_rank() == 0
             and ps.is_pipeline_last_stage(ignore_virtual=True),
@@ -439,8 +441,10 @@ def global_names(chunk: Any, frozen: bool = False) -> dict[torch.nn.Parameter, s
 
 def plan_buckets(
     chunks: Sequence[Any], block: str, lanes: Lanes, exclude: str | None = None
-) -> tuple[list[BucketPlan], list[str]]:
-    """This rank's buckets and the whole model's block names; a collective call.
+) -> tuple[list[BucketPlan], list[str], str]:
+    """This rank's buckets, the whole model's block names, and a hash of which parameter is in which block.
+
+    A collective call.
 
     Args:
         chunks: DDP-wrapped model chunks.
@@ -461,10 +465,13 @@ def plan_buckets(
                     for param in bucket.params_list
                 ]
                 named.append((f"stage{stage}.chunk{number}.bucket{index}.{part}", group, bucket, placed))
-    local = {block_of(item.name, block, bucket, exclude) for bucket, _, _, placed in named for item in placed}
+    local = {
+        (block_of(item.name, block, bucket, exclude), item.name) for bucket, _, _, placed in named for item in placed
+    }
     everyone: list = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, sorted(local))
-    blocks = sorted({name for names in everyone for name in names}, key=natural_key)
+    pairs = sorted({pair for pairs in everyone for pair in pairs})
+    blocks = sorted({name for name, _ in pairs}, key=natural_key)
     index_of = {name: index for index, name in enumerate(blocks)}
     plans = []
     for name, group, bucket, placed in named:
@@ -487,7 +494,7 @@ def plan_buckets(
         )
         member_lanes = tuple(lanes.of_rank[member] for member in members)
         plans.append(BucketPlan(name, bucket.grad_data, rank, member_lanes, segments, whole, _instance_group(ps)))
-    return plans, blocks
+    return plans, blocks, hashlib.sha256(repr(pairs).encode()).hexdigest()[:16]
 
 
 def _kind_of(param: torch.nn.Parameter, name: str, chunk: Any, ps: Any) -> Kind:

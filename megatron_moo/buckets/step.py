@@ -108,6 +108,7 @@ class MooStep:
         self._tp_group: Any = None
         self._embd_group: Any = None
         self._lane = 0
+        self._members = ""
         self._drops = 0
         self.solving = True
         self._slot = 0
@@ -121,6 +122,7 @@ class MooStep:
         self,
         plans: list[BucketPlan],
         block_names: Sequence[str],
+        members: str,
         lane: int,
         counts_tokens: bool,
         counts_ahead: bool = True,
@@ -132,6 +134,7 @@ class MooStep:
         Args:
             plans: the rank's buckets, in an order that tensor-parallel peers share.
             block_names: every block of the model, the same list on all ranks.
+            members: a hash of which parameter is in which block.
             lane: this rank's lane.
             counts_tokens: whether this rank reports the tokens of its loss (one rank per data-parallel and
                 context-parallel rank).
@@ -139,6 +142,13 @@ class MooStep:
             tp_group, embd_group: where copies of partial rows are summed.
         """
         self.plans, self.block_names, self._lane = plans, tuple(block_names), lane
+        if self._members not in ("", members):
+            raise MooError(
+                "the checkpoint's blocks hold other parameters (buckets depend on the layout)",
+                f"--moo-block {self.config.block}",
+                "resume at the layout and bucket size of that run, or use another kind of block",
+            )
+        self._members = members
         self._counts_ahead = counts_ahead
         self._counts_tokens, self._tp_group, self._embd_group = counts_tokens, tp_group, embd_group
 
@@ -346,11 +356,12 @@ class MooStep:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold: the method's state, with the same keys on every rank."""
-        return {"method": self.method.state_dict()}  # type: ignore[attr-defined]
+        return {"method": self.method.state_dict(), "members": self._members}  # type: ignore[attr-defined]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`."""
         self.method.load_state_dict(state["method"])  # type: ignore[attr-defined]
+        self._members = state.get("members", "")
 
     def _watch_drops(self, dropped: torch.Tensor) -> None:
         names = [name for name, gone in zip(self.objectives, dropped.tolist(), strict=True) if gone]

@@ -143,9 +143,45 @@ def check_supported(args: Any) -> None:
         sys.stderr.write(f"megatron-moo: warning: {row.feature} ({row.flags}): {row.why}\n")
 
 
+SUPPORTED = """\
+| Layout or feature | Tested by |
+| --- | --- |
+| data parallelism 1, 2, 4, 8; gradient accumulation; slots | `test_layouts.py` |
+| tensor parallelism, sequence parallelism, RMSNorm, LayerNorm, q/k norms | `test_layouts.py` |
+| pipeline parallelism, interleaved too; tied and untied embeddings | `test_layouts.py` |
+| context parallelism | `test_layouts.py` |
+| expert parallelism, expert tensor parallelism; Qwen3-MoE-like and Mixtral-like routing | `test_layouts.py` |
+| several distributed-optimizer instances | `test_layouts.py` |
+| `--overlap-grad-reduce` on and off, bucket sizes | `test_layouts.py` |
+| `--overlap-param-gather` | `test_megatron.py` |
+| `--calculate-per-token-loss` on and off, ragged token counts | `test_layouts.py`, `test_megatron.py` |
+| bf16 parameters with fp32 main gradients | `test_layouts.py` |
+| activation recomputation | `test_layouts.py` |
+| gradient clipping and the logged gradient norm | `test_megatron.py` |
+| a language with NaN or infinite gradients | `test_bad_gradients.py` |
+| frozen parameters and LoRA | `test_layouts.py` |
+| resuming, state of methods | `test_state.py`, `end_to_end/test_train.py` |
+"""
+
+
 def markdown() -> str:
-    """The refusals and warnings as a Markdown table."""
-    lines = ["| Feature | Flags | At start-up | Why |", "| --- | --- | --- | --- |"]
+    """docs/support.md: what works, and the refusals and warnings (`python -m megatron_moo.training.support`)."""
+    lines = [
+        "# What works together with Bucket-Level MOO",
+        "",
+        "Written by `python -m megatron_moo.training.support`. Tests lie in `tests/distributed`; they run on CPU with",
+        "gloo, and nothing here was run on a GPU.",
+        "",
+        SUPPORTED,
+        "Refused at start-up with one line that names the flag, or warned of:",
+        "",
+        "| Feature | Flags | At start-up | Why |",
+        "| --- | --- | --- | --- |",
+    ]
     for row in TABLE:
         lines.append(f"| {row.feature} | `{row.flags}` | {'warned' if row.warn else 'refused'} | {row.why} |")
     return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(markdown())

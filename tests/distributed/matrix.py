@@ -36,6 +36,8 @@ CASES: tuple[Case, ...] = (
     Case("dp 8", dp=8, objectives=8, method="cagrad", flags=SMALL_BUCKETS),
     Case("dp 2, mean per micro-batch", dp=2, slots=2, objectives=3, micro_batches=2, flags=PER_MICRO_BATCH),
     Case("dp 2, recomputation", dp=2, flags=RECOMPUTE),
+    Case("dp 2, 2 slots, bf16 parameters", dp=2, slots=2, objectives=4, method="cagrad", flags=(*OVERLAP, "--bf16")),
+    Case("dp 2, bf16 parameters, accumulation", dp=2, micro_batches=2, method="mgda", flags=(*UNTIED, "--bf16")),
     # Blocks.
     Case("block model", dp=2, block="model", method="cagrad", flags=OVERLAP),
     Case("block module", dp=2, block="module", method="mgda"),

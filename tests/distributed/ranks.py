@@ -252,6 +252,10 @@ def reference_worker(
 
     args = start(case, alone=True)
     model = build_model(args)
+    if args.bf16:
+        from megatron.core.transformer.module import Float16Module
+
+        model = Float16Module(model.config, model)
     model.train()
 
     class Chunk:  # global_names and set_weights read a wrapped chunk
@@ -307,7 +311,10 @@ def rows_of_step(
     case: Case, model: Any, names: dict[str, Any], step: int
 ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor]:
     """Mean gradient of every objective over its tokens (or its micro-batches), and what it was averaged over."""
-    sums = [{name: torch.zeros_like(param) for name, param in names.items()} for _ in range(case.objectives)]
+    sums = [
+        {name: torch.zeros_like(param, dtype=torch.float32) for name, param in names.items()}
+        for _ in range(case.objectives)
+    ]
     amount = torch.zeros(case.objectives, dtype=torch.float64)
     per_token = "--mean-per-micro-batch" not in case.flags
     for slot in range(case.slots):

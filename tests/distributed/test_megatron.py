@@ -85,7 +85,7 @@ def exchange_worker(rank: int, world: int, numel: int, seed: int) -> dict[str, t
     mine, shard = grad.clone(), numel // world
     step = MooStep(MooConfig("sum"), make_method("sum"), [str(k) for k in range(world)], Schedule())
     plan = BucketPlan("bucket", mine, rank, tuple(range(world)), (Segment(0, shard, 0, Kind.OWN),))
-    step.place([plan], ["block"], rank, counts_tokens=True)
+    step.place([plan], ["block"], "", rank, counts_tokens=True)
     exchange = Exchange(step, dist.reduce_scatter_tensor, reduce_scatter_with_fp32_accumulation)
     exchange.register([plan])
     step.begin(0)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from megatron_moo.moo import METHODS
 from tests.distributed.case import Case
+from tests.distributed.matrix import OVERLAP, SMALL_BUCKETS
 from tests.distributed.ranks import layout_worker
 from tests.distributed.test_modes import STILL
 from tests.pool import RankPool
@@ -37,3 +40,13 @@ def test_cached_weights_go_on(pool: RankPool) -> None:
         assert torch.equal(one, other)
     for one, other in zip(whole[0]["grads"], rest[0]["grads"], strict=True):
         torch.testing.assert_close(one["values"], other["values"], rtol=0, atol=0)
+
+
+def test_buckets_do_not_move_to_another_layout(pool: RankPool) -> None:
+    """Other buckets hold other parameters: weights and state by bucket name would mean something else."""
+    case = Case("buckets", dp=2, method="cagrad", block="bucket", flags=SMALL_BUCKETS)
+    state = pool.run(layout_worker, 2, case)[0]["state"]
+    pool.run(layout_worker, 2, case, first=1, state=state)
+    other = dataclasses.replace(case, flags=(*OVERLAP, "--ddp-bucket-size", "9000"))
+    with pytest.raises(AssertionError, match="--moo-block bucket: the checkpoint's blocks hold other parameters"):
+        pool.run(layout_worker, 2, other, first=1, state=state)
