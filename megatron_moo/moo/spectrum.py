@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .linalg import eigh, exact_residual, mv
+from .linalg import eigh, exact_residual, exact_root_rest, mv
 from .problem import Problem
 
 NOISE = 1e-10
@@ -22,11 +22,12 @@ class Spectrum:
         # Cosines are off by about eps each, their eigenvalues by K times that at most.
         self.keep = self.values > 10.0 * problem.eps * problem.count.clamp(min=4.0).unsqueeze(-1)
         self._inverse = torch.where(self.keep, 1.0 / torch.where(self.keep, self.values, 1.0), 0.0)
-        # Rows brought to about 1 by powers of two lose nothing; C = near * E * near.
+        # Rows brought to about 1 by powers of two lose nothing; with near = s / r, C = E / (near near^T).
         r = torch.exp2(torch.round(torch.log2(problem.s)))
-        self._near = r / problem.s
         self._E = problem.G / r.unsqueeze(-1) / r.unsqueeze(-2)
         self._E.diagonal(dim1=-2, dim2=-1).add_(1.0 - problem.m)
+        self._near = problem.s / r
+        self._near_low = exact_root_rest(self._E.diagonal(dim1=-2, dim2=-1), self._near)
 
     def pinv(self, x: Tensor) -> Tensor:
         """``pinv(C) x`` to the last digit that the Gramian allows.
@@ -34,12 +35,13 @@ class Spectrum:
         Eigenvalues are off by the rounding of the largest, 1e-4 of one that is 1e-12; steps of refinement
         with the residual in twice the precision take that out.
         """
-        # near * y is what is refined: rounded once more, it would bring the error back.
-        z = self._rough(x) * self._near
+        # What is refined is the z of E z = near x: y = near z, rounded once more, would bring the error
+        # back, and so would a right-hand side of fp64.
+        z = self._rough(x) / self._near
         for _ in range(_REFINEMENTS):
-            left = exact_residual(self._E, z, x / self._near)
-            z = z + self._rough(left * self._near) * self._near
-        return z / self._near
+            left = exact_residual(self._E, z, x * self._near) + x * self._near_low
+            z = z + self._rough(left / self._near) / self._near
+        return z * self._near
 
     def in_range(self, x: Tensor) -> Tensor:
         """The part of ``x`` in the range of C."""

@@ -37,7 +37,7 @@ def opposed(rng: np.random.Generator, k: int) -> Array:
 
 
 def nearly_parallel(rng: np.random.Generator, k: int) -> Array:
-    return rng.standard_normal(k + 3) + 10.0 ** -rng.uniform(2, 6) * rng.standard_normal((k, k + 3))
+    return rng.standard_normal(k + 3) + 10.0 ** -rng.uniform(2, 5) * rng.standard_normal((k, k + 3))
 
 
 def nearly_opposed(rng: np.random.Generator, k: int) -> Array:
