@@ -10,7 +10,12 @@ from pathlib import Path
 from megatron_moo.errors import MooError
 
 # Rooms that bring subcommands of their own: ``add_subcommands(subparsers)``.
-_ROOMS = ("megatron_moo.convert.cli", "megatron_moo.data.cli", "megatron_moo.report.cli", "megatron_moo.doctor")
+_ROOMS = (
+    "megatron_moo.convert.cli",
+    "megatron_moo.data.cli",
+    "megatron_moo.report.cli",
+    "megatron_moo.doctor",
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
         "train",
         help="train a recipe",
         allow_abbrev=False,
-        description="Train a recipe. Every key of a recipe (Megatron's flags and ours) can be given as a flag and wins.",
+        description="Train a recipe. Every key of a recipe can be given as a flag, and wins.",
     )
     train.add_argument("recipe", type=Path, help="a YAML file of flags")
     train.add_argument("--nproc", help="ranks on this machine (default: its GPUs, or 2 on a CPU)")

@@ -11,7 +11,7 @@ rank sums what it owns and one all-reduce completes every block (DESIGN section 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -97,7 +97,7 @@ def natural_key(name: str) -> list[tuple[int, str]]:
 
 
 def segments_of_shard(
-    placed: Iterable[Placed], shard: tuple[int, int], index_of: Callable[[Placed], int]
+    placed: Iterable[Placed], shard: tuple[int, int], block_index: Mapping[str, int]
 ) -> tuple[Segment, ...]:
     """Cut a bucket's parameters to ``shard`` and join neighbours of the same block and kind.
 
@@ -106,7 +106,7 @@ def segments_of_shard(
     Args:
         placed: the bucket's parameters.
         shard: first and last-plus-one value of the shard in the bucket.
-        index_of: block index of a parameter.
+        block_index: block of a parameter, by its name.
     """
     low, high = shard
     segments: list[Segment] = []
@@ -114,7 +114,7 @@ def segments_of_shard(
         start, end = max(item.start, low) - low, min(item.end, high) - low
         if start >= end:
             continue
-        block = index_of(item)
+        block = block_index[item.name]
         last = segments[-1] if segments else None
         if last is not None and (last.block, last.kind) == (block, item.kind):
             segments[-1] = Segment(last.start, end, block, item.kind)

@@ -59,4 +59,6 @@ class MooConfig:
             try:
                 re.compile(self.exclude)
             except re.error as error:
-                raise MooError(f"{self.exclude!r} is no regular expression ({error})", "--moo-exclude") from None
+                raise MooError(
+                    f"{self.exclude!r} is no regular expression ({error})", "--moo-exclude"
+                ) from None

@@ -83,7 +83,7 @@ class Exchange:
         self,
         output: torch.Tensor,
         input: torch.Tensor,
-        op: dist.ReduceOp = dist.ReduceOp.SUM,
+        op: Any = dist.ReduceOp.SUM,
         group: dist.ProcessGroup | None = None,
         async_op: bool = False,
     ) -> Any:

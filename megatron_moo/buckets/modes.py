@@ -39,7 +39,9 @@ class ObserveStep(MooStep):
         if not self.is_last_slot:
             return False
         self._add_gramians(plan)
-        partial = [segment for segment in plan.segments if segment.kind in (Kind.PARTIAL_TP, Kind.PARTIAL_EMBD)]
+        partial = [
+            segment for segment in plan.segments if segment.kind in (Kind.PARTIAL_TP, Kind.PARTIAL_EMBD)
+        ]
         # The rows of partial sums are needed until the end of the backward pass; the others are done with.
         self._rows[plan.name] = [piece.clone() for piece in self._rows[plan.name]] if partial else []
         if plan.members > 1:
@@ -64,6 +66,7 @@ class AmortisedStep(MooStep):
     def __init__(self, *args: Any, **kw: Any) -> None:
         super().__init__(*args, **kw)
         self._cached: torch.Tensor | None = None
+        self._restored: dict[str, list[float]] | None = None
         self._solved_at = 0
         self._ahead = torch.zeros(0)
         self._sums: dict[str, torch.Tensor] = {}
@@ -120,7 +123,15 @@ class AmortisedStep(MooStep):
         dropped = torch.zeros(self.k, dtype=torch.bool, device=counts.device)
         phase = {**self._phase, "exchange": exchange_s}
         self.last = Resolved(
-            self._step, gramians, self._cached, counts, dropped, same, riders, phase, self._step - self._solved_at
+            self._step,
+            gramians,
+            self._cached,
+            counts,
+            dropped,
+            same,
+            riders,
+            phase,
+            self._step - self._solved_at,
         )
         for call in self.on_resolved:
             call(self.last)
@@ -142,7 +153,7 @@ class AmortisedStep(MooStep):
 
     def place(self, *args: Any, **kw: Any) -> None:
         super().place(*args, **kw)
-        if getattr(self, "_restored", None):
+        if self._restored is not None:
             rows = [self._restored[name] for name in self.block_names]
             self._cached = torch.tensor(rows, dtype=torch.float64, device=self.plans[0].grad.device)
             self._restored = None

@@ -44,7 +44,10 @@ PRIVATE_NAMES: tuple[tuple[str, str], ...] = (
     (_BUFFER, "_ParamAndGradBucketGroup.finish_grad_sync"),
     ("megatron.core.distributed.distributed_data_parallel", "DistributedDataParallel.finish_grad_sync"),
     ("megatron.core.distributed.distributed_data_parallel", "DistributedDataParallel.zero_grad_buffer"),
-    ("megatron.core.optimizer.distrib_optimizer", "DistributedOptimizer._set_main_param_and_optimizer_states"),
+    (
+        "megatron.core.optimizer.distrib_optimizer",
+        "DistributedOptimizer._set_main_param_and_optimizer_states",
+    ),
     (_TRAINING, "get_forward_backward_func"),
     (_TRAINING, "get_optimizer_param_scheduler"),
     (_TRAINING, "training_log"),
@@ -97,6 +100,7 @@ class Seam:
         self.around_forward: Callable[[Callable], Callable] = lambda forward_step: forward_step
         self.before_first_step: Callable[[Callable[..., list], dict[str, Any]], None] | None = None
         self._chunks: list[Any] = []
+        self._tokens: torch.Tensor | None = None
         self._undo: list[Callable[[], None]] = []
         buffer = importlib.import_module(_BUFFER)
         self.exchange = Exchange(
@@ -107,7 +111,9 @@ class Seam:
         # Megatron forbids the flag, and the global is the only way in.
         self._replace(buffer, "dist_reduce_scatter_func", self.exchange)
         training = importlib.import_module(_TRAINING)
-        self._replace(training, "wrap_model_chunks_with_ddp", _bucketing_kept(training.wrap_model_chunks_with_ddp))
+        self._replace(
+            training, "wrap_model_chunks_with_ddp", _bucketing_kept(training.wrap_model_chunks_with_ddp)
+        )
         get = training.get_forward_backward_func
         self._replace(
             training, "get_forward_backward_func", lambda *args, **kw: self.wrap_schedule(get(*args, **kw))
@@ -274,7 +280,9 @@ class Seam:
         self.lanes = find_lanes(peer_groups(ps), ps.get_data_parallel_rank())
         self._cp_size = ps.get_context_parallel_world_size()
         self._dp_cp_size = ps.get_data_parallel_world_size(with_context_parallel=True)
-        plans, names, members = plan_buckets(chunks, self.step.config.block, self.lanes, self.step.config.exclude)
+        plans, names, members = plan_buckets(
+            chunks, self.step.config.block, self.lanes, self.step.config.exclude
+        )
         self.exchange.register(plans)
         self.step.place(
             plans,
@@ -461,12 +469,14 @@ def plan_buckets(
         for index, group in enumerate(bucket_groups([chunk])):
             for part, bucket in enumerate(group.buckets):
                 placed = [
-                    Placed(names[param], *bucket.param_to_index[param], _kind_of(param, names[param], chunk, ps))
-                    for param in bucket.params_list
+                    Placed(names[param], start, end, _kind_of(param, names[param], chunk, ps))
+                    for param, (start, end) in bucket.param_to_index.items()
                 ]
                 named.append((f"stage{stage}.chunk{number}.bucket{index}.{part}", group, bucket, placed))
     local = {
-        (block_of(item.name, block, bucket, exclude), item.name) for bucket, _, _, placed in named for item in placed
+        (block_of(item.name, block, bucket, exclude), item.name)
+        for bucket, _, _, placed in named
+        for item in placed
     }
     everyone: list = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, sorted(local))
@@ -478,22 +488,13 @@ def plan_buckets(
         members = dist.get_process_group_ranks(group.intra_distributed_optimizer_instance_group)
         rank = group.intra_distributed_optimizer_instance_rank
         shard = bucket.grad_data.numel() // len(members)
-        segments = segments_of_shard(
-            placed,
-            (rank * shard, (rank + 1) * shard),
-            lambda item, bucket_name=name: index_of[
-                block_of(item.name, block, bucket_name, exclude)
-            ],
-        )
-        whole = segments_of_shard(
-            placed,
-            (0, bucket.grad_data.numel()),
-            lambda item, bucket_name=name: index_of[
-                block_of(item.name, block, bucket_name, exclude)
-            ],
-        )
+        block_index = {item.name: index_of[block_of(item.name, block, name, exclude)] for item in placed}
+        segments = segments_of_shard(placed, (rank * shard, (rank + 1) * shard), block_index)
+        whole = segments_of_shard(placed, (0, bucket.grad_data.numel()), block_index)
         member_lanes = tuple(lanes.of_rank[member] for member in members)
-        plans.append(BucketPlan(name, bucket.grad_data, rank, member_lanes, segments, whole, _instance_group(ps)))
+        plans.append(
+            BucketPlan(name, bucket.grad_data, rank, member_lanes, segments, whole, _instance_group(ps))
+        )
     return plans, blocks, hashlib.sha256(repr(pairs).encode()).hexdigest()[:16]
 
 

@@ -165,8 +165,12 @@ class MooStep:
         )
         self._counts = torch.zeros(self.k, dtype=torch.float64, device=device)
         self._same = torch.zeros(self.k, 3, dtype=torch.float64, device=device)
+        self._noted: dict[tuple[int, ...], list[tuple[int, torch.Tensor]]] = {}
         self._kept: dict[str, list[torch.Tensor]] = {plan.name: [] for plan in self.plans}
         self._phase = {"exchange": 0.0, "gramian": 0.0, "solve": 0.0, "combine": 0.0}
+
+    def look_ahead(self, amounts: Sequence[Sequence[float]]) -> None:
+        """Learn this rank's tokens ``[slots][micro-batches]`` of a step that does not solve (``--moo-every``)."""
 
     def begin_slot(self, slot: int) -> None:
         """Start pass ``slot`` of the step."""
@@ -248,6 +252,7 @@ class MooStep:
                 self._add_gramians(plan)
         started = time.perf_counter()
         self._add_partial_gramians()
+        self._fold()
         raw, counts, same, *riders = self._reduced(
             [self._gramians, self._counts, self._same, *(rider() for rider in self.riders)]
         )
@@ -269,9 +274,7 @@ class MooStep:
         self._apply(weights * per, dropped)
         self._kept = {}
         self._phase["combine"] += time.perf_counter() - started
-        self.last = Resolved(
-            self._step, gramians, weights, counts, dropped, same, riders, dict(self._phase)
-        )
+        self.last = Resolved(self._step, gramians, weights, counts, dropped, same, riders, dict(self._phase))
         self._watch_drops(dropped)
         for call in self.on_resolved:
             call(self.last)
@@ -323,25 +326,35 @@ class MooStep:
         """Objective of every row of a bucket, slot by slot, ``[slots * members]``."""
         return [objectives[lane] for objectives in self._assignment for lane in plan.lanes]
 
-    def _positions_of(self, plan: BucketPlan) -> list[tuple[int, int]]:
-        """(slot, lane) of every row of a bucket, in the same order."""
-        return [(slot, lane) for slot in range(len(self._assignment)) for lane in plan.lanes]
+    def _positions_of(self, lanes: Sequence[int]) -> list[tuple[int, int]]:
+        """(slot, lane) of every row of a bucket whose members have these lanes, in the same order."""
+        return [(slot, lane) for slot in range(len(self._assignment)) for lane in lanes]
 
     def _columns(self, plan: BucketPlan, segment: Segment) -> list[torch.Tensor]:
         pieces = [*self._kept[plan.name], plan.rows]
         return [rows[:, segment.start : segment.end] for rows in pieces]
 
     def _add_gramian(self, plan: BucketPlan, segment: Segment, raw: torch.Tensor) -> None:
-        """Add the Gramian of rows to that of their objectives: rows of one objective are summands of its row."""
-        members = self._objectives_of(plan)
-        index = torch.tensor(members, device=raw.device)
-        self._gramians[segment.block].index_put_((index[:, None], index[None, :]), raw, accumulate=True)
-        positions = self._positions_of(plan)
-        for objective, first, second in self._twins:
-            a = [row for row, position in enumerate(positions) if position == first]
-            b = [row for row, position in enumerate(positions) if position == second]
-            pairs = (raw[a][:, b].sum(), raw[a][:, a].sum(), raw[b][:, b].sum())
-            self._same[objective] += torch.stack(pairs)
+        """Note the Gramian of the rows of a segment; :meth:`_fold` adds it to its block."""
+        self._noted.setdefault(plan.lanes, []).append((segment.block, raw))
+
+    def _fold(self) -> None:
+        """Add Gramians of rows to those of their objectives: rows of one objective are summands of its row."""
+        for lanes, noted in self._noted.items():
+            raw = torch.stack([gramian_ for _, gramian_ in noted])
+            block = torch.tensor([block for block, _ in noted], device=raw.device)
+            positions = self._positions_of(lanes)
+            index = torch.tensor(
+                [self._assignment[slot][lane] for slot, lane in positions], device=raw.device
+            )
+            places = (block[:, None, None], index[None, :, None], index[None, None, :])
+            self._gramians.index_put_(places, raw, accumulate=True)
+            for objective, first, second in self._twins:
+                a = [row for row, position in enumerate(positions) if position == first]
+                b = [row for row, position in enumerate(positions) if position == second]
+                pairs = (raw[:, a][:, :, b].sum(), raw[:, a][:, :, a].sum(), raw[:, b][:, :, b].sum())
+                self._same[objective] += torch.stack(pairs)
+        self._noted = {}
 
     def _add_partial_gramians(self) -> None:
         for kind, group in ((Kind.PARTIAL_TP, self._tp_group), (Kind.PARTIAL_EMBD, self._embd_group)):

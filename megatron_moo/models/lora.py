@@ -50,18 +50,26 @@ def lora_settings(args: Any) -> LoraSettings | None:
     freeze = getattr(args, "freeze", None)
     _check_regex(freeze)
     if rank is None:
-        for flag, value in (("--lora-alpha", alpha), ("--lora-targets", targets), ("--lora-dropout", dropout)):
+        for flag, value in (
+            ("--lora-alpha", alpha),
+            ("--lora-targets", targets),
+            ("--lora-dropout", dropout),
+        ):
             if value is not None:
                 raise MooError("does nothing without --lora-rank", flag, "add --lora-rank N or remove it")
         return None
     if rank < 1:
         raise MooError(f"{rank} is not a rank", "--lora-rank", "give a whole number of at least 1")
     if freeze is not None:
-        raise MooError("with --lora-rank the whole base is frozen already", "--freeze", "remove one of the two")
+        raise MooError(
+            "with --lora-rank the whole base is frozen already", "--freeze", "remove one of the two"
+        )
     if alpha is not None and not alpha > 0:
         raise MooError(f"{alpha} is not above 0", "--lora-alpha", "leave it out to get the rank")
     if dropout is not None and not 0 <= dropout < 1:
-        raise MooError(f"{dropout} is no probability", "--lora-dropout", "give a number of at least 0 and below 1")
+        raise MooError(
+            f"{dropout} is no probability", "--lora-dropout", "give a number of at least 0 and below 1"
+        )
     names = TARGETS if targets is None else tuple(_words(targets))
     for name in names:
         if name not in TARGETS:
@@ -72,7 +80,9 @@ def lora_settings(args: Any) -> LoraSettings | None:
         )
     if getattr(args, "transformer_impl", "local") == "transformer_engine":
         raise MooError(
-            "adapters are built on Megatron's own linear layers", "--lora-rank", "add --transformer-impl local"
+            "adapters are built on Megatron's own linear layers",
+            "--lora-rank",
+            "add --transformer-impl local",
         )
     return LoraSettings(rank, float(rank if alpha is None else alpha), names, dropout or 0.0, int(args.seed))
 
@@ -127,6 +137,21 @@ def select_trainable(model: Any, args: Any) -> Any:
     return model
 
 
+def check_selected(model: Any, args: Any) -> None:
+    """Refuse a model that a team's own provider built without :func:`select_trainable` though the flags ask for it.
+
+    Raises:
+        MooError: naming the flag.
+    """
+    for name, flag in (("lora_rank", "--lora-rank"), ("freeze", "--freeze")):
+        if getattr(args, name, None) is not None and all(param.requires_grad for param in model.parameters()):
+            raise MooError(
+                "the model provider did not apply it",
+                flag,
+                "let it return megatron_moo.models.lora.select_trainable(model, args)",
+            )
+
+
 def adapt(model: Any, settings: LoraSettings) -> None:
     """Freeze ``model`` and put an adapter beside every layer that ``settings.targets`` names, in place.
 
@@ -165,7 +190,9 @@ def merge(model: Any) -> None:
 
     with torch.no_grad():
         for linear in adapted_layers(model).values():
-            linear.weight += (linear.lora_scale * (linear.lora_B.float() @ linear.lora_A.float())).to(linear.weight)
+            linear.weight += (linear.lora_scale * (linear.lora_B.float() @ linear.lora_A.float())).to(
+                linear.weight
+            )
             linear.lora_B.zero_()
 
 
@@ -219,7 +246,9 @@ def checkpoint_to_load(args: Any) -> Path | None:
     for name in ("load", "pretrained_checkpoint"):
         folder = getattr(args, name, None)
         if folder and (Path(folder) / "latest_checkpointed_iteration.txt").exists():
-            return checkpoint_folder(Path(folder), getattr(args, "ckpt_step", None) if name == "load" else None)
+            return checkpoint_folder(
+                Path(folder), getattr(args, "ckpt_step", None) if name == "load" else None
+            )
     return None
 
 
@@ -233,7 +262,9 @@ def checkpoint_folder(path: Path, step: int | None = None) -> Path:
         return path
     tracker = path / "latest_checkpointed_iteration.txt"
     if not tracker.exists():
-        raise MooError("no checkpoint here", str(path), "name a folder with latest_checkpointed_iteration.txt")
+        raise MooError(
+            "no checkpoint here", str(path), "name a folder with latest_checkpointed_iteration.txt"
+        )
     word = tracker.read_text(encoding="utf-8").strip()
     if step is not None:
         word = str(step)
@@ -250,7 +281,9 @@ def adapter_rank(args: Any) -> int | None:
     from torch.distributed.checkpoint import FileSystemReader
 
     tensors = FileSystemReader(folder).read_metadata().state_dict_metadata
-    shapes = [value.size for key, value in tensors.items() if key.endswith(".lora_A") and hasattr(value, "size")]
+    shapes = [
+        value.size for key, value in tensors.items() if key.endswith(".lora_A") and hasattr(value, "size")
+    ]
     return int(shapes[0][-2]) if shapes else None
 
 

@@ -67,7 +67,7 @@ def lane_count(args: Any) -> int:
     size = max(tp * cp, expert) * args.num_distributed_optimizer_instances
     if size % (tp * cp) or (args.world_size // pp) % size:
         raise MooError(
-            f"expert parallel size {args.expert_model_parallel_size} does not divide {args.world_size} ranks into lanes",
+            f"expert parallel size {args.expert_model_parallel_size} does not split {args.world_size} ranks",
             "--expert-model-parallel-size",
             f"use a multiple of {size * pp} ranks",
         )

@@ -77,7 +77,9 @@ def moo_record(
 
 def _norms(gramians: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Norm of w^T J per block, from its Gramian."""
-    return torch.einsum("bi,bij,bj->b", weights.to(gramians), gramians, weights.to(gramians)).clamp(min=0).sqrt()
+    return (
+        torch.einsum("bi,bij,bj->b", weights.to(gramians), gramians, weights.to(gramians)).clamp(min=0).sqrt()
+    )
 
 
 def _number(value: float) -> float | None:

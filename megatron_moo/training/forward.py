@@ -11,7 +11,9 @@ import torch
 Record = Callable[[int, torch.Tensor, torch.Tensor], None]
 
 
-def forward_step(data_iterator: Any, model: Any, *, record: Callable[[dict], Record]) -> tuple[torch.Tensor, Any]:
+def forward_step(
+    data_iterator: Any, model: Any, *, record: Callable[[dict], Record]
+) -> tuple[torch.Tensor, Any]:
     """Megatron's forward step.
 
     Args:
@@ -48,6 +50,7 @@ def on_this_rank(batch: dict[str, Any]) -> dict[str, Any]:
     The attention mask stays whole: attention masks by position in the whole sequence.
     """
     from megatron.core import parallel_state
+
     from megatron_moo.models.modules.attention import zigzag_positions
 
     device = torch.cuda.current_device()
@@ -58,7 +61,9 @@ def on_this_rank(batch: dict[str, Any]) -> dict[str, Any]:
     size = parallel_state.get_context_parallel_world_size()
     if size > 1:
         length = moved["tokens"].shape[1]
-        mine = zigzag_positions(length, size, moved["tokens"].device)[parallel_state.get_context_parallel_rank()]
+        mine = zigzag_positions(length, size, moved["tokens"].device)[
+            parallel_state.get_context_parallel_rank()
+        ]
         for name in ("tokens", "labels", "loss_mask", "position_ids"):
             moved[name] = moved[name][:, mine]
     return moved

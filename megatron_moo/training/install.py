@@ -85,4 +85,3 @@ def complete(args: Any) -> None:
     count = len(ValidationBatches(sampler, tags, 0, dp, args.micro_batch_size))
     args.eval_iters, args.eval_micro_batch_size = 1, args.micro_batch_size
     args.eval_global_batch_size = count * dp * args.micro_batch_size
-

@@ -82,8 +82,7 @@ def _run_ranks(console: Console, plan: RunPlan) -> int:
     with (logs / "launcher.log").open("w") as out:
         ranks = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
         stop = threading.Event()
-        waiter = threading.Thread(target=lambda: (ranks.wait(), time.sleep(0.3), stop.set()), daemon=True)
-        waiter.start()
+        threading.Thread(target=_set_after, args=(ranks, stop), daemon=True).start()
         try:
             with LiveView(console, plan.train_iters) as view:
                 for record in follow(metrics, offset=offset, stop=stop.is_set):
@@ -94,6 +93,11 @@ def _run_ranks(console: Console, plan: RunPlan) -> int:
     if status != 0:
         _tell_failure(logs, status)
     return status
+
+
+def _set_after(process: subprocess.Popen, ended: threading.Event) -> None:
+    process.wait()
+    ended.set()
 
 
 def _tell_failure(logs: Path, status: int) -> None:
@@ -110,7 +114,9 @@ def _tell_failure(logs: Path, status: int) -> None:
                 raise MooError(match[1])
         fallback = fallback or _last_exception(lines)
     raise MooError(
-        fallback or f"the ranks ended with status {status}", "training", f"the logs of the ranks lie in {logs}"
+        fallback or f"the ranks ended with status {status}",
+        "training",
+        f"the logs of the ranks lie in {logs}",
     )
 
 

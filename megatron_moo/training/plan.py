@@ -61,7 +61,9 @@ def plan_run(recipe: Recipe, runs: Path, progress: Callable[[str], None]) -> Run
     values = platform.default_flags() | DEFAULTS | recipe.values
     for key, value in REQUIRED.items():
         if key in recipe.values and recipe.values[key] != value:
-            raise MooError(f"{key} is {recipe.values[key]!r}, MOO needs {value!r}", str(recipe.path), "remove it")
+            raise MooError(
+                f"{key} is {recipe.values[key]!r}, MOO needs {value!r}", str(recipe.path), "remove it"
+            )
     values |= REQUIRED
     if not values.get("languages"):
         raise MooError("no manifest", str(recipe.path), "set languages: to a languages.yaml")
@@ -169,13 +171,17 @@ def _claim(run_dir: Path, recipe: Recipe, values: dict[str, Any]) -> None:
     if path.exists():
         before = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         flags = before.get("flags", {})
-        keys = sorted(key for key in {*mine, *flags} - set(MAY_CHANGE) if str(mine.get(key)) != str(flags.get(key)))
+        keys = sorted(
+            key for key in {*mine, *flags} - set(MAY_CHANGE) if str(mine.get(key)) != str(flags.get(key))
+        )
         # Another number of ranks is the same run as long as slots x lanes stays (DESIGN section 3).
         keys = [key for key in keys if key not in ("moo-slots", "eval-global-batch-size")]
         if keys:
             told = ", ".join(f"{key} was {flags.get(key)!r} and is {mine.get(key)!r}" for key in keys[:3])
             raise MooError(
-                f"belongs to another recipe ({told})", str(run_dir), "choose another --run-dir or move that folder"
+                f"belongs to another recipe ({told})",
+                str(run_dir),
+                "choose another --run-dir or move that folder",
             )
     run_dir.mkdir(parents=True, exist_ok=True)
     record = {"recipe": recipe.path.name, "versions": _versions(), "flags": dict(sorted(values.items()))}

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -32,11 +33,12 @@ LOCAL_GPU_FLAGS: dict[str, Any] = {
 }
 
 
+_CPU_PLATFORM = "megatron_moo.training.platform_cpu"
+
+
 def has_gpu() -> bool:
     """Whether this machine has a GPU that torch can use (asked without starting CUDA)."""
-    from megatron_moo.training import platform_cpu
-
-    if platform_cpu.is_installed():
+    if _CPU_PLATFORM in sys.modules:  # it is never imported where there is one, and fakes the answers below
         return False
     import torch
 
@@ -77,6 +79,8 @@ def quiet() -> Iterator[None]:
 
 def initialising() -> contextlib.AbstractContextManager:
     """Context in which ``initialize_megatron`` may run on this machine."""
+    if has_gpu():
+        return contextlib.nullcontext()
     from megatron_moo.training import platform_cpu
 
-    return platform_cpu.cuda_said_available() if platform_cpu.is_installed() else contextlib.nullcontext()
+    return platform_cpu.cuda_said_available()

@@ -1,7 +1,7 @@
 """What Megatron-Core needs of CUDA, faked for a machine without a GPU.
 
 Megatron-Core 0.19.2 trains on the CPU with gloo once the calls below answer. Nothing here is imported on a machine
-with a GPU: :func:`install` refuses, and :mod:`megatron_moo.training.platform` never calls it there.
+with a GPU: :mod:`megatron_moo.training.platform` does not, and :func:`install` refuses there.
 
 The fake is small on purpose: a stream and an event that do nothing (a CPU runs in order), a device that is the CPU,
 memory counters that read the process, and a CUDA random state that is the CPU's.
@@ -93,11 +93,6 @@ def install() -> None:
     _gather_uneven_sizes()
     _keep_prebuilt_helpers()
     _INSTALLED = True
-
-
-def is_installed() -> bool:
-    """Whether :func:`install` ran in this process."""
-    return _INSTALLED
 
 
 @contextlib.contextmanager
@@ -206,7 +201,12 @@ def _accept_tensor_splits() -> None:
         return sizes.tolist() if isinstance(sizes, torch.Tensor) else sizes
 
     def all_to_all_single(
-        output: Any, input: Any, output_split_sizes: Any = None, input_split_sizes: Any = None, *args: Any, **kw: Any
+        output: Any,
+        input: Any,
+        output_split_sizes: Any = None,
+        input_split_sizes: Any = None,
+        *args: Any,
+        **kw: Any,
     ) -> Any:
         return stock(output, input, as_list(output_split_sizes), as_list(input_split_sizes), *args, **kw)
 
@@ -229,7 +229,7 @@ def _gather_uneven_sizes() -> None:
             output.copy_(full[: output.shape[0]])
         return None
 
-    torch.distributed.all_gather = all_gather
+    torch.distributed.all_gather = all_gather  # type: ignore[assignment]
 
 
 def _keep_prebuilt_helpers() -> None:

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 from megatron_moo.buckets.lanes import find_lanes
-from megatron_moo.buckets.seam import Seam, check_version, peer_groups
 from megatron_moo.buckets.modes import make_step_class
+from megatron_moo.buckets.seam import Seam, check_version, peer_groups
 from megatron_moo.data import (
     LaneBatches,
     LaneSchedule,
@@ -24,6 +24,7 @@ from megatron_moo.data import (
 )
 from megatron_moo.errors import MooError
 from megatron_moo.models.gpt import build_model
+from megatron_moo.models.lora import check_selected
 from megatron_moo.training import platform
 from megatron_moo.training.arguments import lane_count, moo_config
 from megatron_moo.training.forward import Record, forward_step
@@ -59,7 +60,9 @@ class TrainingRun:
         )
         check_supported(args)
         step_class = make_step_class(config.observe, config.every)
-        self.step = step_class(config, _method(config), objectives, self.schedule, _preference(self.manifest.preference()))
+        self.step = step_class(
+            config, _method(config), objectives, self.schedule, _preference(self.manifest.preference())
+        )
         self.seen, self.unseen = tuple(self.manifest.languages), tuple(self.manifest.unseen)
         self.metrics = MetricsWriter(Path(args.run_dir), self.step, self.seen)
         self.step.losses_of = self._objective_losses
@@ -177,6 +180,7 @@ class TrainingRun:
 
         def call(data_iterator: Any, model: Any, *rest: Any) -> tuple:
             drawn = _Remembering(data_iterator)
+            check_selected(model, self.args)
             output, loss_func = forward(drawn, model, *rest)
             if drawn.last is None or "language" not in drawn.last:
                 raise MooError("its batches name no language", "forward step", "give pretrain() moo.datasets")

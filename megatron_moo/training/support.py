@@ -100,7 +100,9 @@ TABLE: tuple[Row, ...] = (
         "generalised tensor parallelism",
         "--tensor-parallel-num-weight-shards 2",
         "its gradients are reduced on another axis",
-        lambda args: (getattr(args, "tensor_parallel_num_weight_shards", None) or 1) > args.tensor_model_parallel_size,
+        lambda args: (
+            (getattr(args, "tensor_parallel_num_weight_shards", None) or 1) > args.tensor_model_parallel_size
+        ),
     ),
     Row(
         "observing with several optimizer instances",

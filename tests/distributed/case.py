@@ -90,7 +90,12 @@ class Case:
 
         sizes = {"tensor-model": 1, "pipeline-model": 1, "context": 1, "expert-model": 1}
         if not alone:
-            sizes = {"tensor-model": self.tp, "pipeline-model": self.pp, "context": self.cp, "expert-model": self.ep}
+            sizes = {
+                "tensor-model": self.tp,
+                "pipeline-model": self.pp,
+                "context": self.cp,
+                "expert-model": self.ep,
+            }
         values: dict[str, Any] = {
             **CPU_FLAGS,
             **REQUIRED,
@@ -155,9 +160,10 @@ def full_weight(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     return 1.0 + 0.1 * values if "norm" in name else 0.15 * values
 
 
-def batch(case: Case, step: int, slot: int, lane: int, peer: int, micro_batch: int) -> dict[str, torch.Tensor]:
-    """Micro-batch of a place in the step, the same whoever computes it: ``[2, seq]`` each.
-    """
+def batch(
+    case: Case, step: int, slot: int, lane: int, peer: int, micro_batch: int
+) -> dict[str, torch.Tensor]:
+    """Micro-batch of a place in the step, the same whoever computes it: ``[2, seq]`` each."""
     assignment = case.assignment(step)
     objective = assignment[slot][lane]
     earlier = [other for row in assignment for other in row][: slot * case.lanes + lane]

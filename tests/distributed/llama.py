@@ -60,12 +60,17 @@ def llama_worker(rank: int, world: int, case: Case) -> dict[str, Any]:
                 item = batch(case, 0, slot, lane, 0, micro_batch)
                 objective = case.assignment(0)[slot][lane]
                 logits = model(input_ids=item["tokens"]).logits
-                losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), item["labels"].flatten(), reduction="none")
-                grads = torch.autograd.grad((losses * item["loss_mask"].flatten()).sum(), list(params.values()))
+                losses = torch.nn.functional.cross_entropy(
+                    logits.flatten(0, 1), item["labels"].flatten(), reduction="none"
+                )
+                grads = torch.autograd.grad(
+                    (losses * item["loss_mask"].flatten()).sum(), list(params.values())
+                )
                 for name, grad in zip(params, grads, strict=True):
                     sums[objective][name] += grad
                 tokens[objective] += float(item["loss_mask"].sum())
     rows = [
-        to_megatron({name: g / tokens[k].float() for name, g in row.items()}, case) for k, row in enumerate(sums)
+        to_megatron({name: g / tokens[k].float() for name, g in row.items()}, case)
+        for k, row in enumerate(sums)
     ]
     return solved(case, rows, tokens, 0)

@@ -18,7 +18,14 @@ MOE = (
 MIXTRAL = (*MOE, "--moe-router-pre-softmax")
 VIRTUAL = ("--num-layers-per-virtual-pipeline-stage", "1")
 TWO_INSTANCES = ("--num-distributed-optimizer-instances", "2")
-RECOMPUTE = ("--recompute-granularity", "full", "--recompute-method", "uniform", "--recompute-num-layers", "1")
+RECOMPUTE = (
+    "--recompute-granularity",
+    "full",
+    "--recompute-method",
+    "uniform",
+    "--recompute-num-layers",
+    "1",
+)
 LORA = ("--lora-rank", "4", "--lora-alpha", "8")
 FROZEN_EMBEDDING = ("--freeze", "embedding")
 
@@ -33,6 +40,7 @@ CASES: tuple[Case, ...] = (
     Case("dp 2, 2 slots, 3 objectives", dp=2, slots=2, objectives=3, method="mgda"),
     Case("dp 4", dp=4, objectives=4, method="cagrad", flags=OVERLAP),
     Case("dp 4, 2 objectives, accumulation", dp=4, micro_batches=2, method="mgda"),
+    Case("4 objectives take turns on 2 lanes", dp=2, objectives=4, method="cagrad", flags=OVERLAP),
     Case("dp 8", dp=8, objectives=8, method="cagrad", flags=SMALL_BUCKETS),
     Case("dp 2, mean per micro-batch", dp=2, slots=2, objectives=3, micro_batches=2, flags=PER_MICRO_BATCH),
     Case("dp 2, recomputation", dp=2, flags=RECOMPUTE),

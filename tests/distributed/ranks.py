@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from megatron_moo.buckets.config import MooConfig
-from megatron_moo.buckets.seam import Seam, global_names, peer_groups
 from megatron_moo.buckets.modes import make_step_class
+from megatron_moo.buckets.seam import Seam, global_names, peer_groups
 from megatron_moo.buckets.step import MooStep
 from megatron_moo.training.metrics import LossBook
 from tests.distributed.case import Case, batch
@@ -42,7 +42,9 @@ def make_step(case: Case, method: Any = None) -> MooStep:
         observe=case.observe, every=case.every,
     )  # fmt: skip
     names = [f"language{k}" for k in range(case.objectives)]
-    return make_step_class(case.observe, case.every)(config, method or make_method(case.method, **case.options), names, case)
+    return make_step_class(case.observe, case.every)(
+        config, method or make_method(case.method, **case.options), names, case
+    )
 
 
 def build(case: Case, args: Any) -> tuple[list[Any], Any, Any]:
@@ -335,6 +337,7 @@ def rows_of_step(
                             sums[objective][name] += grad
                     amount[objective] += float(count)
     rows = [
-        {name: g / amount[k].clamp(min=1e-30).float() for name, g in row.items()} for k, row in enumerate(sums)
+        {name: g / amount[k].clamp(min=1e-30).float() for name, g in row.items()}
+        for k, row in enumerate(sums)
     ]
     return rows, amount

@@ -47,5 +47,7 @@ def test_nothing_moves_when_no_gradient_is_finite(pool: RankPool) -> None:
 def test_ten_steps_in_a_row_stop_the_run(pool: RankPool) -> None:
     case = Case("stuck", dp=2, method="cagrad", poison=(1,))
     pool.run(layout_worker, 2, case, steps=9)
-    with pytest.raises(AssertionError, match="the gradient of language1 was not finite for 10 steps in a row"):
+    with pytest.raises(
+        AssertionError, match="the gradient of language1 was not finite for 10 steps in a row"
+    ):
         pool.run(layout_worker, 2, case, steps=10)

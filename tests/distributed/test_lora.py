@@ -30,7 +30,10 @@ def save_worker(rank: int, world: int, case: Case, folder: str) -> None:
     """Save a checkpoint of the case's model and optimizer at its layout."""
     from megatron.training.checkpointing import save_checkpoint
 
-    case = dataclasses.replace(case, flags=(*case.flags, "--save", folder, "--save-interval", "1", "--dist-ckpt-optim-fully-reshardable"))
+    case = dataclasses.replace(
+        case,
+        flags=(*case.flags, "--save", folder, "--save-interval", "1", "--dist-ckpt-optim-fully-reshardable"),
+    )
     model, optimizer, scheduler = build(case, start(case))
     make_resumable(optimizer)
     save_checkpoint(3, model, optimizer, scheduler, 0)
@@ -151,7 +154,10 @@ def test_checkpoints_that_do_not_fit(pool: RankPool, tmp_path: Path) -> None:
     for flags, message in (
         (("--load", adapted), "it holds adapters of rank 4, which would be left out; add --lora-rank 4"),
         (("--load", adapted, "--lora-rank", "8"), "have rank 4, not 8"),
-        (("--load", plain, "--lora-rank", "4"), "it holds no adapters to go on with; name it with --pretrained"),
+        (
+            ("--load", plain, "--lora-rank", "4"),
+            "it holds no adapters to go on with; name it with --pretrained",
+        ),
     ):
         case = dataclasses.replace(PLAIN, flags=(*PLAIN.flags, *flags))
         assert message in pool.run(refusal_worker, 1, case)[0]
@@ -163,7 +169,9 @@ def dropout_worker(rank: int, world: int, case: Case) -> dict[str, torch.Tensor]
     from megatron_moo.models.lora import adapted_layers
 
     layers = adapted_layers(build_model(start(case)))
-    column, row = (layers[f"decoder.layers.0.self_attention.{name}"] for name in ("linear_qkv", "linear_proj"))
+    column, row = (
+        layers[f"decoder.layers.0.self_attention.{name}"] for name in ("linear_qkv", "linear_proj")
+    )
     ones = torch.ones(1000)
     kept = {"whole": column.dropped(ones, sharded=False), "cut": row.dropped(ones, sharded=True)}
     column.eval()

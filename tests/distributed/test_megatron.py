@@ -46,7 +46,9 @@ def test_token_is_megatrons_own_training(pool: RankPool, case: Case) -> None:
     plain = losses_of(pool.run(layout_worker, case.world, case, steps=20, plain=True, timeout=120))
     assert len(ours) == 20
     assert plain[-1] < plain[0] - 0.05, "the model must move, or equality says nothing"
-    torch.testing.assert_close(torch.tensor(ours), torch.tensor(plain), rtol=1e-6 if case.dp <= 2 else 1e-5, atol=0)
+    torch.testing.assert_close(
+        torch.tensor(ours), torch.tensor(plain), rtol=1e-6 if case.dp <= 2 else 1e-5, atol=0
+    )
 
 
 def test_mean_is_megatrons_own_training_with_equal_tokens(pool: RankPool) -> None:

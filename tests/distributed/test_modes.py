@@ -56,4 +56,6 @@ def test_cached_weights_serve_the_next_step(pool: RankPool, case: Case) -> None:
     ranks = pool.run(layout_worker, case.world, case, steps=2)
     assert max(errors(ranks, reference).values()) <= 1e-5
     fresh = pool.run(reference_worker, 1, case, step=1)[0]
-    assert (fresh["weights"] - solved["weights"]).abs().max() > 1e-2, "the weights must differ to be told apart"
+    assert (fresh["weights"] - solved["weights"]).abs().max() > 1e-2, (
+        "the weights must differ to be told apart"
+    )

@@ -48,5 +48,7 @@ def test_buckets_do_not_move_to_another_layout(pool: RankPool) -> None:
     state = pool.run(layout_worker, 2, case)[0]["state"]
     pool.run(layout_worker, 2, case, first=1, state=state)
     other = dataclasses.replace(case, flags=(*OVERLAP, "--ddp-bucket-size", "9000"))
-    with pytest.raises(AssertionError, match="--moo-block bucket: the checkpoint's blocks hold other parameters"):
+    with pytest.raises(
+        AssertionError, match="--moo-block bucket: the checkpoint's blocks hold other parameters"
+    ):
         pool.run(layout_worker, 2, other, first=1, state=state)

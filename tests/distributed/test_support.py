@@ -15,8 +15,8 @@ from tests.pool import RankPool
 def refusals_worker(rank: int, world: int) -> dict[str, str]:
     """What Megatron's parser and our check say to each row's flags."""
     from megatron_moo.training.plan import _parser
-    from megatron_moo.training.recipe import to_argv
     from megatron_moo.training.platform import CPU_FLAGS
+    from megatron_moo.training.recipe import to_argv
 
     base = [*to_argv(CPU_FLAGS), "--num-experts", "4"]
     said = {}

@@ -1,6 +1,6 @@
 """Write docs/layouts.md: the measured error of every row of the matrix, and the traps with their tests.
 
-    python -m tests.distributed.write_layouts docs/layouts.md
+python -m tests.distributed.write_layouts docs/layouts.md
 """
 
 from __future__ import annotations

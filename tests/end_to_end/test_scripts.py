@@ -27,7 +27,8 @@ MODEL = to_argv(
 def torchrun(tmp_path: Path, script: str, flags: list[str], **env: str) -> subprocess.CompletedProcess:
     clean = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(ROOT / script), *flags],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+         str(ROOT / script), *flags],
         cwd=tmp_path, env={**clean, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **env},
         capture_output=True, text=True, timeout=150, check=False,
     )  # fmt: skip
@@ -58,7 +59,15 @@ def test_a_teams_own_script(three_languages: Path, tmp_path: Path) -> None:
 
 @pytest.mark.timeout(300)
 def test_the_megatron_style_door(three_languages: Path, tmp_path: Path) -> None:
-    flags = [*MODEL, "--global-batch-size", "8", "--languages", str(tmp_path / "languages.yaml"), "--moo-method", "mgda"]
+    flags = [
+        *MODEL,
+        "--global-batch-size",
+        "8",
+        "--languages",
+        str(tmp_path / "languages.yaml"),
+        "--moo-method",
+        "mgda",
+    ]
     done = torchrun(tmp_path, "tools/pretrain_gpt.py", [*flags, "--run-dir", "door"])
     assert done.returncode == 0, done.stderr[-3000:]
     steps = steps_of(tmp_path / "door" / "metrics.jsonl")

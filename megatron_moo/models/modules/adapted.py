@@ -63,7 +63,7 @@ class _Adapted:
             part = whole if dim is None else whole.chunk(size, dim)[rank]
             param = torch.nn.Parameter(part.to(self.weight.device, self.weight.dtype).contiguous())
             set_tensor_model_parallel_attributes(param, dim is not None, -1 if dim is None else dim, 1)
-            param.sequence_parallel = dim is None and self.sequence_parallel
+            setattr(param, "sequence_parallel", dim is None and self.sequence_parallel)  # noqa: B010
             self.register_parameter(factor, param)
         self._register_load_state_dict_pre_hook(self._accept_base)
 
@@ -97,7 +97,11 @@ class _Adapted:
             # A rank holds [gate; up] rows: stored as the whole [gate; up], as Megatron stores the weight.
             singleton = bool((metadata or {}).get("singleton_local_shards", False))
             sharded[key] = apply_swiglu_sharded_factory(
-                sharded[key], sharded_offsets, singleton, tp_group=self.tp_group, dp_group=groups["dp_cp_group"]
+                sharded[key],
+                sharded_offsets,
+                singleton,
+                tp_group=self.tp_group,
+                dp_group=groups["dp_cp_group"],
             )
         return sharded
 
@@ -108,7 +112,10 @@ class AdaptedColumnParallelLinear(_Adapted, ColumnParallelLinear):
     cut = {"weight": 0, "bias": 0, "lora_B": 0}  # noqa: RUF012
 
     def forward(
-        self, input_: torch.Tensor, weight: torch.Tensor | None = None, runtime_gather_output: bool | None = None
+        self,
+        input_: torch.Tensor,
+        weight: torch.Tensor | None = None,
+        runtime_gather_output: bool | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Input ``[s, b, in]`` (``[s/tp, b, in]`` under sequence parallelism) to ``[s, b, out/tp]`` and the bias."""
         output, bias = super().forward(input_, weight, runtime_gather_output)

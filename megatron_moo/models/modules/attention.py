@@ -101,7 +101,9 @@ class CoreAttention(torch.nn.Module):
             raise ValueError("packed sequences come as a document mask, and attention bias is not supported")
         q_pos = k_pos = None
         if self.cp_group is not None:
-            positions = zigzag_positions(query.shape[0] * self.cp_group.size(), self.cp_group.size(), query.device)
+            positions = zigzag_positions(
+                query.shape[0] * self.cp_group.size(), self.cp_group.size(), query.device
+            )
             q_pos, k_pos = positions[self.cp_group.rank()], positions.flatten()
             key, value = GatherSequence.apply(torch.stack([key, value], 1), self.cp_group).unbind(1)
         mask = self._allowed(query.shape[0], key.shape[0], q_pos, k_pos, attention_mask, query.device)

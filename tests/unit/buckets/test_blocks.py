@@ -6,7 +6,15 @@ import random
 
 import pytest
 
-from megatron_moo.buckets.blocks import EXCLUDED, Kind, Placed, Segment, block_of, natural_key, segments_of_shard
+from megatron_moo.buckets.blocks import (
+    EXCLUDED,
+    Kind,
+    Placed,
+    Segment,
+    block_of,
+    natural_key,
+    segments_of_shard,
+)
 
 QKV = "decoder.layers.11.self_attention.linear_qkv.weight"
 
@@ -16,7 +24,11 @@ QKV = "decoder.layers.11.self_attention.linear_qkv.weight"
     [
         (QKV, "decoder.layers.11", "decoder.layers.11.attention"),
         ("decoder.layers.0.mlp.linear_fc1.weight", "decoder.layers.0", "decoder.layers.0.mlp"),
-        ("decoder.layers.0.mlp.experts.local_experts.3.linear_fc1.weight", "decoder.layers.0", "decoder.layers.0.mlp"),
+        (
+            "decoder.layers.0.mlp.experts.local_experts.3.linear_fc1.weight",
+            "decoder.layers.0",
+            "decoder.layers.0.mlp",
+        ),
         ("decoder.layers.2.input_layernorm.weight", "decoder.layers.2", "decoder.layers.2.norms"),
         ("decoder.layers.2.self_attention.q_layernorm.weight", "decoder.layers.2", "decoder.layers.2.norms"),
         ("embedding.word_embeddings.weight", "embedding", "embedding"),
@@ -51,7 +63,7 @@ def test_layers_sort_as_numbers() -> None:
 
 def test_neighbours_of_a_block_join_over_padding() -> None:
     placed = [Placed("a", 0, 5, Kind.OWN), Placed("b", 8, 12, Kind.OWN), Placed("c", 12, 20, Kind.COPY)]
-    segments = segments_of_shard(placed, (0, 20), lambda item: 0 if item.name in "ab" else 1)
+    segments = segments_of_shard(placed, (0, 20), {"a": 0, "b": 0, "c": 1})
     assert segments == (Segment(0, 12, 0, Kind.OWN), Segment(12, 20, 1, Kind.COPY))
 
 
@@ -75,7 +87,7 @@ def test_shards_cover_every_value_once() -> None:
         found: dict[int, tuple[int, Kind]] = {}
         for rank in range(members):
             for segment in segments_of_shard(
-                placed, (rank * shard, (rank + 1) * shard), lambda item: int(item.name) % 3
+                placed, (rank * shard, (rank + 1) * shard), {item.name: int(item.name) % 3 for item in placed}
             ):
                 for value in range(segment.start, segment.end):
                     assert rank * shard + value not in found

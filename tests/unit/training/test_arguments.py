@@ -41,7 +41,15 @@ def parsed(*flags: str, world: int = 2, **sizes: int) -> Any:
         (4, {"expert_model_parallel_size": 2}, 2),
         (8, {"context_parallel_size": 2, "expert_model_parallel_size": 2}, 4),
         (8, {"tensor_model_parallel_size": 2, "expert_model_parallel_size": 2}, 2),
-        (8, {"tensor_model_parallel_size": 2, "expert_model_parallel_size": 2, "expert_tensor_parallel_size": 1}, 4),
+        (
+            8,
+            {
+                "tensor_model_parallel_size": 2,
+                "expert_model_parallel_size": 2,
+                "expert_tensor_parallel_size": 1,
+            },
+            4,
+        ),
         (8, {"num_distributed_optimizer_instances": 2}, 4),
     ],
 )
@@ -50,9 +58,9 @@ def test_lane_count(world: int, sizes: dict[str, int], lanes: int) -> None:
 
 
 def test_not_enough_ranks() -> None:
-    with pytest.raises(MooError, match="--nproc: 2 ranks do not divide .* use a multiple of 4 ranks"):
+    with pytest.raises(MooError, match=r"--nproc: 2 ranks do not divide .* use a multiple of 4 ranks"):
         lane_count(parsed(world=2, tensor_model_parallel_size=2, pipeline_model_parallel_size=2))
-    with pytest.raises(MooError, match="--expert-model-parallel-size: .* use a multiple of 4 ranks"):
+    with pytest.raises(MooError, match=r"--expert-model-parallel-size: .* use a multiple of 4 ranks"):
         lane_count(parsed(world=2, expert_model_parallel_size=4))
 
 
@@ -77,7 +85,10 @@ def test_slots() -> None:
         (("--moo-exclude", "("), "--moo-exclude: '\\(' is no regular expression"),
         (("--moo-option", "c"), "--moo-option"),
         (("--lora-rank", "0"), "--lora-rank: 0 is not a rank"),
-        (("--lora-rank", "4", "--lora-targets", "linear_qkv", "q_proj"), "--lora-targets: unknown layer 'q_proj'"),
+        (
+            ("--lora-rank", "4", "--lora-targets", "linear_qkv", "q_proj"),
+            "--lora-targets: unknown layer 'q_proj'",
+        ),
         (("--lora-rank", "4", "--lora-alpha", "0"), "--lora-alpha"),
         (("--lora-rank", "4", "--lora-dropout", "1"), "--lora-dropout"),
         (("--lora-rank", "4", "--freeze", "norm"), "--freeze: with --lora-rank the whole base is frozen"),

@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from megatron_moo.buckets.step import Resolved
-from megatron_moo.training.evidence import conflict_rates, cosines, moo_record, overall_conflict_rate, same_cosine
+from megatron_moo.training.evidence import (
+    conflict_rates,
+    cosines,
+    moo_record,
+    overall_conflict_rate,
+    same_cosine,
+)
 
 
 def resolved(gramians: torch.Tensor, weights: torch.Tensor, **kw: torch.Tensor) -> Resolved:
@@ -41,7 +47,9 @@ def test_noise_floor() -> None:
 def test_record() -> None:
     weights = torch.tensor([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]]).double()
     dropped = torch.tensor([False, False, True])
-    record = moo_record(resolved(GRAMIANS, weights, dropped=dropped), "cagrad", "layer", ["a", "b"], ["x", "y", "z"])
+    record = moo_record(
+        resolved(GRAMIANS, weights, dropped=dropped), "cagrad", "layer", ["a", "b"], ["x", "y", "z"]
+    )
     assert record["norm"]["a"] == pytest.approx(float((weights[0] @ ROWS[0]).norm()))
     assert record["weights"]["b"] == {"x": 1.0, "y": 0.0, "z": 0.0}
     assert record["dropped"] == ["z"]
@@ -49,4 +57,6 @@ def test_record() -> None:
     assert record["stationarity"]["a"] == pytest.approx(1 / math.sqrt(5), rel=1e-5)
     assert set(record["stationarity"]) == {"a", "b", "model"}
     whole = GRAMIANS.sum(0)
-    assert record["cosine"][0][1] == pytest.approx(float(whole[0, 1] / (whole[0, 0] * whole[1, 1]).sqrt()), rel=1e-5)
+    assert record["cosine"][0][1] == pytest.approx(
+        float(whole[0, 1] / (whole[0, 0] * whole[1, 1]).sqrt()), rel=1e-5
+    )

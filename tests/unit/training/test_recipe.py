@@ -37,7 +37,18 @@ def test_the_name_says_what_the_command_line_changed(tmp_path: Path) -> None:
 
 def test_argv() -> None:
     values = {"a": 1, "b": True, "c": False, "d": None, "e": [1, 2], "nproc": 4, "moo-option": ["c=1", "d=2"]}
-    assert to_argv(values) == ["--a", "1", "--b", "--e", "1", "2", "--moo-option", "c=1", "--moo-option", "d=2"]
+    assert to_argv(values) == [
+        "--a",
+        "1",
+        "--b",
+        "--e",
+        "1",
+        "2",
+        "--moo-option",
+        "c=1",
+        "--moo-option",
+        "d=2",
+    ]
 
 
 def test_parse_flags() -> None:
@@ -62,7 +73,7 @@ def test_broken_recipes_name_file_and_line(tmp_path: Path, text: str, message: s
 
 
 def test_missing_recipe(tmp_path: Path) -> None:
-    with pytest.raises(MooError, match="none.yaml: cannot be read"):
+    with pytest.raises(MooError, match=r"none\.yaml: cannot be read"):
         load_recipe(tmp_path / "none.yaml", [])
 
 

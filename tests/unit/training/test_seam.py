@@ -31,7 +31,9 @@ def removal_worker(rank: int, world: int) -> bool:
     """Whether removing the seam leaves Megatron as it was."""
     import importlib
 
-    places = [(importlib.import_module(module), name) for module, name in seam.PRIVATE_NAMES if "." not in name]
+    places = [
+        (importlib.import_module(module), name) for module, name in seam.PRIVATE_NAMES if "." not in name
+    ]
     before = [getattr(place, name) for place, name in places]
 
     class Step:
@@ -61,7 +63,7 @@ def test_removal_leaves_no_trace(pool: RankPool) -> None:
 
 def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seam, "version", lambda name: "0.20.0")
-    with pytest.raises(MooError, match="0.20.0 is installed, megatron_moo works with 0.19.2"):
+    with pytest.raises(MooError, match=r"0\.20\.0 is installed, megatron_moo works with 0\.19\.2"):
         seam.check_version()
 
 
