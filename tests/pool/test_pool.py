@@ -177,7 +177,7 @@ def _wait_for(condition: Any, seconds: float) -> bool:
 def test_ranks_and_template_die_with_the_tests_process(tmp_path: Path) -> None:
     owner = subprocess.Popen([sys.executable, "-c", _OWNER, str(tmp_path)], cwd=_ROOT)
     try:
-        assert _wait_for(lambda: len(list(tmp_path.glob("*.pid"))) == 2, 120), "the ranks did not start"
+        assert _wait_for(lambda: len(list(tmp_path.glob("*.pid"))) == 2, 200), "the ranks did not start"
         pids = {int(pid) for file in tmp_path.glob("*.pid") for pid in file.read_text().split()}
         assert len(pids) == 3 and all(map(_alive, pids))
     finally:
