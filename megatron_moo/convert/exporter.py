@@ -114,12 +114,17 @@ def export_checkpoint(
 def read_parts(target: Target, rule: Rule, place: tuple[int, ...]) -> list[Tensor]:
     """Hugging Face's tensors of a rule at a place, cut to the real vocabulary."""
     shape = target.model.whole_shape(rule)
-    return rule.layout.split(target.checkpoint.read(rule.megatron, place, shape), target.model.dims)
+    return rule.layout.split(target.checkpoint.read(key_of(target.checkpoint, rule), place, shape), target.model.dims)
+
+
+def key_of(checkpoint: Checkpoint, rule: Rule) -> str:
+    """The key under which a checkpoint keeps a rule's tensor."""
+    return rule.alias if rule.alias and rule.megatron not in checkpoint.tensors else rule.megatron
 
 
 def _groups(target: Target, rule: Rule, dtype: torch.dtype | None) -> list[Group]:
     model = target.model
-    kind = dtype or target.checkpoint.dtype(rule.megatron)
+    kind = dtype or target.checkpoint.dtype(key_of(target.checkpoint, rule))
     shapes = model.shapes(rule)
     groups = []
     if rule.experts_in_one:
@@ -195,7 +200,7 @@ def _check_same(model: Model, args: Any, where: str, like: Path) -> None:
 
 def _check_shape(checkpoint: Checkpoint, model: Model, rule: Rule) -> None:
     expected = (*model.axes(rule), *model.whole_shape(rule))
-    found = checkpoint.shape(rule.megatron)
+    found = checkpoint.shape(key_of(checkpoint, rule))
     table = rule.shapes[0][0] == "vocab"
     fits = found[0] >= expected[0] and found[1:] == expected[1:] if table else found == expected
     if not fits:

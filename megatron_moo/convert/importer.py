@@ -121,7 +121,10 @@ def _chunks(source: Source, rule: Rule) -> list[Chunk]:
         def make(place: tuple[int, ...] = place) -> Tensor:
             return make_part(source, rule, place)
 
-        found.append(Chunk(rule.megatron, (*axes, *shape), place, shape, dtypes.pop(), make))
+        dtype = dtypes.pop()
+        for key in (rule.megatron, rule.alias):
+            if key is not None:
+                found.append(Chunk(key, (*axes, *shape), place, shape, dtype, make))
     if len({chunk.dtype for chunk in found}) > 1:
         raise MooError(f"layers of {rule.hf[0]} differ in dtype", str(source.folder))
     return found

@@ -103,7 +103,7 @@ def forward(model: list[Any], ids: torch.Tensor, labels: torch.Tensor | None = N
 def train_worker(
     rank: int, world: int, folder: Path, save: Path, tp: int, pp: int, steps: int = 3, **more: Any
 ) -> Any:
-    """Train from an imported checkpoint, save with Megatron, and give the mean loss of a batch that follows."""
+    """Train from an imported checkpoint, save with Megatron, and give losses, norms and the loss of a batch."""
     from megatron.core import parallel_state as ps
     from megatron.core.distributed import finalize_model_grads
     from megatron.core.enums import ModelType
@@ -124,22 +124,23 @@ def train_worker(
     config = get_model_config(model[0])
     config.grad_scale_func, config.timers = optimizer.scale_loss, get_timers()
     config.finalize_model_grads_func = finalize_model_grads
-    data = _batches(ps.get_data_parallel_rank())
+    data = batches(ps.get_data_parallel_rank())
     step = partial(forward_step, record=lambda _batch: lambda *_: None)
-    losses = []
+    losses, norms = [], []
     for iteration in range(steps):
         args.curr_iteration = iteration
-        reduced, *_ = training.train_step(
+        reduced, *_, grad_norm, _zeros, _logit = training.train_step(
             lambda it, m: step(it, m), data, model, optimizer, scheduler, config,
             training.get_forward_backward_func(), iteration,
         )  # fmt: skip
-        losses.append({key: float(value) for key, value in reduced.items()})
+        losses.append(float(reduced["lm loss"]))
+        norms.append(float(grad_norm))
     save_checkpoint(steps, model, optimizer, scheduler, 0)
     for chunk in model:
         chunk.eval()
     ids = held_out()
     found = forward(model, ids[:, :-1], ids[:, 1:])
-    return losses, None if found is None else float(found.float().mean())
+    return losses, norms, None if found is None else float(found.float().mean())
 
 
 def held_out() -> torch.Tensor:
@@ -147,7 +148,8 @@ def held_out() -> torch.Tensor:
     return torch.randint(100, (2, SEQ + 1), generator=torch.Generator().manual_seed(77))
 
 
-def _batches(lane: int) -> Any:
+def batches(lane: int) -> Any:
+    """Endless micro-batches of a data-parallel rank."""
     generator = torch.Generator().manual_seed(lane)
     while True:
         ids = torch.randint(100, (2, SEQ + 1), generator=generator)

@@ -63,7 +63,45 @@ ZOO: tuple[Tiny, ...] = (
         {"sliding_window": 5, "head_dim": 16},
     ),
     Tiny("mistral, no window", "mistral", "MistralConfig", "MistralForCausalLM", {"sliding_window": None}),
-)
+    Tiny("smollm3", "smollm3", "SmolLM3Config", "SmolLM3ForCausalLM"),
+    Tiny(
+        "granite, padded", "granite", "GraniteConfig", "GraniteForCausalLM",
+        {"vocab_size": 101, "embedding_multiplier": 3.0, "residual_multiplier": 0.22, "attention_multiplier": 0.11,
+         "logits_scaling": 2.5},
+    ),
+    Tiny(
+        "gemma2", "gemma2", "Gemma2Config", "Gemma2ForCausalLM",
+        {"head_dim": 16, "sliding_window": 5, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 2.0,
+         "final_logit_softcapping": 3.0},
+    ),
+    Tiny(
+        "gemma3", "gemma3", "Gemma3TextConfig", "Gemma3ForCausalLM",
+        {"head_dim": 16, "sliding_window": 5, "query_pre_attn_scalar": 24,
+         "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]},
+    ),
+    Tiny("olmo2", "olmo2", "Olmo2Config", "Olmo2ForCausalLM"),
+    Tiny(
+        "olmo3, yarn", "olmo3", "Olmo3Config", "Olmo3ForCausalLM",
+        {"sliding_window": 5, "rope_parameters": {
+            "full_attention": {"rope_type": "yarn", "rope_theta": 5e5, "factor": 8.0, "beta_fast": 32.0,
+                               "beta_slow": 1.0, "original_max_position_embeddings": 16, "attention_factor": 1.2},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 5e5}}},
+    ),
+    Tiny("apertus", "apertus", "ApertusConfig", "ApertusForCausalLM"),
+    Tiny("cohere", "cohere", "CohereConfig", "CohereForCausalLM", {"logit_scale": 0.25}),
+    Tiny("cohere2", "cohere2", "Cohere2Config", "Cohere2ForCausalLM", {"logit_scale": 0.25, "sliding_window": 5}),
+    Tiny(
+        "qwen3_moe", "qwen3_moe", "Qwen3MoeConfig", "Qwen3MoeForCausalLM",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 16,
+         "norm_topk_prob": True},
+    ),
+    Tiny(
+        "qwen3_moe, not normalised", "qwen3_moe", "Qwen3MoeConfig", "Qwen3MoeForCausalLM",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 16,
+         "norm_topk_prob": False},
+    ),
+    Tiny("mixtral", "mixtral", "MixtralConfig", "MixtralForCausalLM", {"num_local_experts": 4}),
+)  # fmt: skip
 
 
 def by_name(name: str) -> Tiny:

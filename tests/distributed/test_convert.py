@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from safetensors.torch import load_file
 
 from megatron_moo.convert.exporter import export_checkpoint
 from megatron_moo.convert.importer import import_checkpoint
-from tests.distributed.convert_ranks import held_out, logits_worker, train_worker
-from tests.distributed.convert_zoo import ZOO, Tiny, by_name, make, tokens
+from tests.distributed.convert_ranks import batches, held_out, logits_worker, train_worker
+from tests.distributed.convert_zoo import ZOO, Tiny, make, tokens
 from tests.pool import RankPool
 
 # (tensor-parallel, pipeline-parallel) sizes; the first in every run of the tests.
@@ -62,29 +63,46 @@ def test_there_and_back_is_the_same_bits(tmp_path: Path, tiny: Tiny) -> None:
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         assert after[name].dtype == tensor.dtype, name
-        assert torch.equal(after[name].view(torch.uint8), tensor.view(torch.uint8)), name
+        assert torch.equal(bits(after[name]), bits(tensor)), name
     configs = [json.loads((tmp_path / side / "config.json").read_text()) for side in ("hf", "back")]
     assert configs[0] == configs[1]
 
 
-@pytest.mark.parametrize(("name", "tp", "pp", "dp"), [("llama tied, padded", 2, 1, 1), ("qwen3", 1, 2, 1)])
-def test_a_trained_checkpoint_exports(
-    pool: RankPool, tmp_path: Path, name: str, tp: int, pp: int, dp: int
-) -> None:
-    before = make(by_name(name), tmp_path / "hf")
+# Trained in every run of the tests: each has modules of ours with parameters.
+QUICK = ("llama tied, padded", "gemma3", "olmo3, yarn", "apertus", "cohere")
+TRAINED = [pytest.param(tiny, id=tiny.name, marks=[] if tiny.name in QUICK else [pytest.mark.slow]) for tiny in ZOO]
+
+
+@pytest.mark.parametrize("tiny", TRAINED)
+def test_a_trained_checkpoint_exports(pool: RankPool, tmp_path: Path, tiny: Tiny) -> None:
+    before = make(tiny, tmp_path / "hf")
     import_checkpoint(tmp_path / "hf", tmp_path / "megatron")
-    _, loss = pool.run(train_worker, tp * pp * dp, tmp_path / "megatron", tmp_path / "run", tp, pp)[-1]
+    more = {"sequence-parallel": True}
+    losses, norms, loss = pool.run(train_worker, 2, tmp_path / "megatron", tmp_path / "run", 2, 1, **more)[-1]
 
     export_checkpoint(tmp_path / "run", tmp_path / "trained")
 
+    # The first step: loss and norm of the gradient are those of transformers and torch.autograd.
+    batch = next(batches(0))
+    first = loss_of(before, batch["tokens"], batch["labels"])
+    first.backward()
+    norm = torch.stack([p.grad.norm() for p in before.parameters() if p.grad is not None]).norm()
+    assert abs(float(first) - losses[0]) <= 1e-5
+    assert abs(float(norm) - norms[0]) <= 1e-4 * float(norm)
+    # After the last: transformers' loss of the exported weights is Megatron's.
     model = type(before).from_pretrained(tmp_path / "trained", attn_implementation="eager").eval()
     ids = held_out()
     with torch.no_grad():
-        theirs, untrained = (
-            float(
-                torch.nn.functional.cross_entropy(m(ids[:, :-1]).logits.flatten(0, 1), ids[:, 1:].flatten())
-            )
-            for m in (model, before)
-        )
+        theirs, untrained = (float(loss_of(m, ids[:, :-1], ids[:, 1:])) for m in (model, before))
     assert abs(theirs - loss) <= 1e-5
     assert abs(theirs - untrained) >= 1e-2
+
+
+def loss_of(model: Any, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross entropy of a transformers model."""
+    return torch.nn.functional.cross_entropy(model(tokens).logits.flatten(0, 1), labels.flatten())
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes of a tensor."""
+    return tensor.reshape(-1).view(torch.uint8)

@@ -14,6 +14,13 @@ _FILES = {
     "llama": ("FAMILY",),
     "qwen": ("QWEN2", "QWEN3"),
     "mistral": ("FAMILY",),
+    "smollm3": ("FAMILY",),
+    "granite": ("FAMILY",),
+    "gemma": ("GEMMA2", "GEMMA3"),
+    "olmo": ("OLMO2", "OLMO3"),
+    "apertus": ("FAMILY",),
+    "cohere": ("COHERE", "COHERE2"),
+    "moe": ("QWEN3_MOE", "MIXTRAL"),
 }
 
 

@@ -12,6 +12,7 @@ from megatron_moo.models.families.model import Rule
 M, H = "decoder.layers.", "model.layers.{layer}."
 INPUT_NORM = M + "self_attention.linear_qkv.layer_norm_weight"
 MLP_NORM = M + "mlp.linear_fc1.layer_norm_weight"
+# Where Transformer Engine's spec keeps the norm in front of experts.
 MOE_NORM = M + "pre_mlp_layernorm.weight"
 # Rows of the embedding are padded so that any tensor-parallel size up to this cuts them evenly.
 _ROWS = 128
@@ -108,6 +109,34 @@ def rope(
     put_rope(flags, extras, base, scaling)
 
 
+def two_ropes(config: Config, flags: dict[str, Any], extras: dict[str, Any], full: float, local: float) -> None:
+    """Rope of the full layers and rope of those with a window, from the newer mapping or the older keys.
+
+    Older configs scale the full layers' only; Gemma 3's name the other base ``rope_local_base_freq``.
+
+    Raises:
+        MooError: as :func:`rope`.
+    """
+    given = config.get("rope_parameters") or {}
+    old = config.get("rope_scaling") or {}
+    if not isinstance(given, dict) or not isinstance(old, dict):
+        raise MooError("rope_parameters is not a mapping", config.where)
+    full_base = config.number("rope_theta", full)
+    local_base = config.number("rope_local_base_freq", full_base if full == local else local)
+    parts = [given.get(kind) for kind in ("full_attention", "sliding_attention")]
+    if given and not all(part is None or isinstance(part, dict) for part in parts):
+        raise MooError("rope_parameters has an entry that is not a mapping", config.where)
+    if set(given) - {"full_attention", "sliding_attention"}:
+        raise MooError("rope_parameters is not by kind of layer", config.where)
+    kinds = ("linear", "llama3", "yarn")
+    base, scaling = rope_settings(parts[0] if given and parts[0] else old, full_base, config.where, kinds)
+    other, other_scaling = rope_settings(parts[1] or {}, local_base, config.where, kinds)
+    put_rope(flags, extras, base, scaling)
+    if (other, other_scaling) != (base, scaling):
+        extras.setdefault("rope", {"base": base, **scaling})
+        extras["local_rope"] = {"base": other, **other_scaling}
+
+
 def put_rope(flags: dict[str, Any], extras: dict[str, Any], base: float, scaling: dict[str, Any]) -> None:
     """Write a rotary base and its scaling as Megatron's flags where it has them, as a setting of ours otherwise."""
     whole = base == int(base)
@@ -185,11 +214,11 @@ def frame_rules(tied: bool) -> list[Rule]:
     return rules
 
 
-def norm_rules(mlp: str = MLP_NORM) -> list[Rule]:
+def norm_rules(mlp_alias: str | None = None) -> list[Rule]:
     """The two norms in front of attention and MLP."""
     return [
         Rule(INPUT_NORM, (H + "input_layernorm.weight",), (("hidden",),)),
-        Rule(mlp, (H + "post_attention_layernorm.weight",), (("hidden",),)),
+        Rule(MLP_NORM, (H + "post_attention_layernorm.weight",), (("hidden",),), alias=mlp_alias),
     ]
 
 

@@ -36,6 +36,7 @@ class Extras:
         qk_norm: ``wide``: one RMSNorm over all heads of q, and one over all of k.
         activation: ``gelu_tanh`` (gated) or ``xielu`` (not gated).
         parallel: attention and MLP read the same norm and are added together.
+        norm_bias: whether a LayerNorm has a bias.
     """
 
     family: str
@@ -52,6 +53,7 @@ class Extras:
     qk_norm: str | None = None
     activation: str | None = None
     parallel: bool = False
+    norm_bias: bool = True
 
 
 _NAMES = {item.name for item in fields(Extras)} - {"family"}

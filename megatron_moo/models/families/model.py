@@ -26,12 +26,15 @@ class Rule:
             every expert in one tensor with a leading axis.
         shapes: shape of every part as names of :attr:`Model.dims`, without that axis.
         layout: how the parts lie in the whole.
+        alias: a second key of the same tensor, where Transformer Engine's spec and the local one differ: written too,
+            and read when the first is missing.
     """
 
     megatron: str
     hf: tuple[str, ...]
     shapes: tuple[tuple[str, ...], ...]
     layout: Layout = COPY
+    alias: str | None = None
 
     @property
     def per_layer(self) -> bool:

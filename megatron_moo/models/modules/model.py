@@ -102,6 +102,7 @@ def needs_modules(extras: Extras) -> bool:
         or extras.qk_norm is not None
         or extras.activation == "xielu"
         or extras.parallel
+        or not extras.norm_bias
     )
 
 

@@ -16,7 +16,8 @@ from torch.nn import functional
 class Norm(torch.nn.Module):
     """RMSNorm (Zhang and Sennrich 2019) or LayerNorm, as ``config.normalization`` says.
 
-    With ``config.layernorm_zero_centered_gamma`` the weight is stored as w and applied as 1 + w.
+    With ``config.layernorm_zero_centered_gamma`` the weight is stored as w and applied as 1 + w. A family's settings
+    (``config.moo``) may take the LayerNorm's bias away.
 
     Args:
         config: Megatron's ``TransformerConfig``.
@@ -34,7 +35,7 @@ class Norm(torch.nn.Module):
         start = torch.zeros if self.zero_centered else torch.ones
         self.weight = torch.nn.Parameter(start(hidden_size, dtype=config.params_dtype))
         setattr(self.weight, "sequence_parallel", config.sequence_parallel)  # noqa: B010
-        if self.rms:
+        if self.rms or not getattr(getattr(config, "moo", None), "norm_bias", True):
             self.register_parameter("bias", None)
         else:
             self.bias = torch.nn.Parameter(torch.zeros(hidden_size, dtype=config.params_dtype))
