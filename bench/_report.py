@@ -18,10 +18,7 @@ SETUPS: dict[str, tuple[Setup, bool]] = {
     setup.name: (setup, memory)
     for setup, memory in (
         (Setup("dp2", variants=("plain", "fp32acc", "mgda", "cagrad", "cagrad/model")), True),
-        (
-            Setup("dp4", dp=4, objectives=4, variants=("plain", "fp32acc", "mgda", "cagrad", "cagrad/model")),
-            False,
-        ),
+        (Setup("dp4", dp=4, objectives=4), False),
         (
             Setup("slots1", dp=1, slots=2, variants=("plain", "mgda", "mgda/layer/bf16", "naive", "torchjd")),
             True,
