@@ -75,6 +75,7 @@ class AmortisedStep(MooStep):
         super().begin(step)
         self.solving = self._cached is None or step % self.config.every == 0
         self._sums = {}
+        self._bad = torch.zeros(self.k, dtype=torch.float64, device=self.plans[0].grad.device)
 
     def look_ahead(self, amounts: Sequence[Sequence[float]]) -> None:
         """Learn the step's tokens per objective before its backward pass. A collective call.
@@ -99,8 +100,13 @@ class AmortisedStep(MooStep):
         assert self._cached is not None
         per = torch.where(self._ahead > 0, 1.0 / self._ahead.clamp(min=1e-300), 0.0)
         scale = (self._cached * per)[:, self.objective].to(plan.grad.dtype)
+        # Once summed a bad gradient cannot be told apart: leave this rank's bucket out before.
+        bad = ~torch.isfinite(torch.linalg.vector_norm(plan.grad))
+        self._bad[self.objective] += bad
         for segment in plan.whole:
             plan.grad[segment.start : segment.end].mul_(scale[segment.block])
+        if plan.grad.is_cuda or bool(bad):
+            plan.grad.masked_fill_(bad, 0.0)
         if not self.is_last_slot:
             if plan.name in self._sums:
                 self._sums[plan.name].add_(plan.grad)
@@ -114,13 +120,17 @@ class AmortisedStep(MooStep):
     def resolve(self, exchange_s: float = 0.0) -> Resolved:
         if self.solving:
             resolved = super().resolve(exchange_s)
-            self._cached, self._solved_at = resolved.weights, self._step
+            # A language that was left out of this step has weight 0 in it; it may be sound in the next.
+            if not bool(resolved.dropped.any()):
+                self._cached, self._solved_at = resolved.weights, self._step
             return resolved
         assert self._cached is not None
-        counts, same, *riders = self._reduced([self._counts, self._same, *(rider() for rider in self.riders)])
+        counts, same, bad, *riders = self._reduced(
+            [self._counts, self._same, self._bad, *(rider() for rider in self.riders)]
+        )
         # Nothing was measured in this step: the last step's Gramians, or none right after a resume.
         gramians = self._gramians if self.last is None else self.last.gramians
-        dropped = torch.zeros(self.k, dtype=torch.bool, device=counts.device)
+        dropped = bad > 0
         phase = {**self._phase, "exchange": exchange_s}
         self.last = Resolved(
             self._step,
@@ -133,6 +143,7 @@ class AmortisedStep(MooStep):
             phase,
             self._step - self._solved_at,
         )
+        self._watch_drops(dropped)
         for call in self.on_resolved:
             call(self.last)
         return self.last

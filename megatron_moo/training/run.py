@@ -70,6 +70,7 @@ class TrainingRun:
         self.batches: LaneBatches | None = None
         self._restored: dict[str, Any] = {}
         self._validations: list[ValidationBatches] = []
+        self._last_validation = -1
         self.seam = Seam(self.step, lambda: int(args.curr_iteration))
         self.seam.on_training_log(self._log)
         self.seam.carry_state(self._save, self._load)
@@ -143,9 +144,13 @@ class TrainingRun:
         for tag, (total, tokens) in zip(self.seen + self.unseen, sums.tolist(), strict=True):
             loss[tag] = total / tokens
             bits[tag] = total / math.log(2) / self.corpus.stream(tag, "valid").bytes
+        step = self._validated_step()
+        if step == self._last_validation:
+            return  # Megatron validates once more after the last step
+        self._last_validation = step
         self.metrics.event(
             "valid",
-            step=self._validated_step(),
+            step=step,
             loss=loss,
             bits_per_byte=bits,
             seen=self.seen,
@@ -157,7 +162,7 @@ class TrainingRun:
     @torch.no_grad()
     def _validate_untrained(self, schedule: Any, kw: dict[str, Any]) -> None:
         """Validate before the first step: Megatron itself validates only after some."""
-        self.metrics.event("start", step=0, train_iters=self.args.train_iters)
+        self.metrics.event("start", step=0, train_iters=self.args.train_iters, shares=self.shares.tokens)
         chunks = kw["model"] if isinstance(kw["model"], list) else [kw["model"]]
         for chunk in chunks:
             chunk.eval()

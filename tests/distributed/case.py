@@ -19,7 +19,7 @@ VOCAB = 64
 class Case:
     """One row of the test matrix.
 
-    Losses of the objectives in ``poison`` are multiplied by ``poison_with``.
+    Losses of the objectives in ``poison`` are multiplied by ``poison_with`` from step ``poison_from`` on.
     ``weights`` says where the initial values come from: parameter ``names`` or a tiny Llama of ``transformers``.
     ``turn`` moves every objective to another lane, ``ragged`` masks a different number of tokens everywhere.
     ``dp`` counts data-parallel ranks; the world is tp x pp x cp x dp. Flags beyond the layout go to ``flags``.
@@ -48,6 +48,7 @@ class Case:
     every: int = 1
     poison: tuple[int, ...] = ()
     poison_with: float = float("nan")
+    poison_from: int = 0
     flags: tuple[str, ...] = ()
     seed: int = 7
     tolerance: float = 1e-5

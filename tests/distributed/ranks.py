@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -126,10 +127,11 @@ def train_steps(
     config.finalize_model_grads_func = finalize_model_grads
     for chunk in model:
         chunk.train()
-    iterators = [Poisoned(case, batches_of_rank(case, lanes.lane, lanes.peer, first)) for _ in model]
+    iterators = [batches_of_rank(case, lanes.lane, lanes.peer, first) for _ in model]
     data: Any = iterators if len(model) > 1 else iterators[0]
     forward = partial(forward_step, record=lambda _batch: book.add)
     poisoned = partial(poisoned_forward, case, forward) if case.poison else forward
+    clean = forward
     schedule = training.get_forward_backward_func()
     if args.overlap_param_gather:  # as train() does: the first step's parameters are whole already
         training.disable_forward_pre_hook(model, param_sync=False)
@@ -137,7 +139,14 @@ def train_steps(
     for iteration in range(first, first + steps):
         args.curr_iteration = iteration
         losses_reduced, *_, grad_norm, _zeros, _logit = training.train_step(
-            lambda it, m: poisoned(it, m), data, model, optimizer, scheduler, config, schedule, iteration
+            lambda it, m: (poisoned if args.curr_iteration >= case.poison_from else clean)(it, m),
+            data,
+            model,
+            optimizer,
+            scheduler,
+            config,
+            schedule,
+            iteration,
         )
         losses.append({key: float(value) for key, value in losses_reduced.items()})
         norms.append(None if grad_norm is None else float(grad_norm))
@@ -154,6 +163,7 @@ def train_steps(
         "gramians": gramians,
         "weights": weights,
         "blocks": list(step.block_names),
+        "buckets": {} if plain else buckets_of(model),
         "dropped": None if step.last is None else step.last.dropped.tolist(),
         "state": step.state_dict(),
         "adam": adam_state(optimizer),
@@ -163,21 +173,11 @@ def train_steps(
     }
 
 
-class Poisoned:
-    """Batches that remember the last one, so that its loss can be spoiled."""
-
-    def __init__(self, case: Case, batches: Iterator[dict]) -> None:
-        self.batches, self.last = batches, None
-
-    def __next__(self) -> dict:
-        self.last = next(self.batches)
-        return self.last
-
-
 def poisoned_forward(case: Case, forward: Any, data: Any, model: Any) -> tuple:
     """A forward step whose loss is not finite for the objectives in ``case.poison``."""
-    output, loss_func = forward(data, model)
-    if data.last["objective"] not in case.poison:
+    batch = next(data)
+    output, loss_func = forward(iter([batch]), model)
+    if batch["objective"] not in case.poison:
         return output, loss_func
 
     def spoiled(losses: torch.Tensor) -> tuple:
@@ -196,6 +196,22 @@ def adam_state(optimizer: Any) -> list[torch.Tensor]:
         for key, tensor in sorted(state.items())
         if key != "step"
     ]
+
+
+def buckets_of(model: list[Any]) -> dict[str, str]:
+    """Name of the bucket that holds each parameter of this rank."""
+    from megatron.core import parallel_state as ps
+
+    from megatron_moo.buckets.seam import bucket_groups
+
+    stage, found = ps.get_pipeline_model_parallel_rank(), {}
+    for number, chunk in enumerate(model):
+        names = global_names(chunk)
+        for index, group in enumerate(bucket_groups([chunk])):
+            for part, bucket in enumerate(group.buckets):
+                for param in bucket.params_list:
+                    found[names[param]] = f"stage{stage}.chunk{number}.bucket{index}.{part}"
+    return found
 
 
 def own_grads(model: list[Any]) -> list[dict[str, Any]]:
@@ -244,11 +260,17 @@ def layout_worker(rank: int, world: int, case: Case, **kw: Any) -> dict[str, Any
 
 
 def reference_worker(
-    rank: int, world: int, case: Case, step: int = 0, weights: torch.Tensor | None = None
+    rank: int,
+    world: int,
+    case: Case,
+    step: int = 0,
+    weights: torch.Tensor | None = None,
+    buckets: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """K backward passes on the whole model in one process: rows, Gramians, weights and update of a step.
 
-    ``weights`` ``[B, K]`` take the place of the method's.
+    ``weights`` ``[B, K]`` take the place of the method's; ``buckets`` names the bucket of each parameter, which a
+    single process cannot know.
     """
     from megatron_moo.models.gpt import build_model
 
@@ -266,7 +288,7 @@ def reference_worker(
     set_weights([Chunk], case)
     names = {name: param for param, name in global_names(Chunk).items()}
     rows, tokens = rows_of_step(case, model, names, step)
-    return solved(case, rows, tokens, step, weights)
+    return solved(case, rows, tokens, step, weights, buckets or {})
 
 
 def solved(
@@ -275,6 +297,7 @@ def solved(
     tokens: torch.Tensor,
     step: int,
     weights: torch.Tensor | None = None,
+    buckets: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Gramians, weights and update of the whole model, from whole rows by parameter name."""
     from megatron_moo.buckets.blocks import EXCLUDED, block_of, natural_key
@@ -282,7 +305,7 @@ def solved(
 
     blocks: dict[str, list[str]] = {}
     for name in rows[0]:
-        blocks.setdefault(block_of(name, case.block, "bucket", case.exclude), []).append(name)
+        blocks.setdefault(block_of(name, case.block, buckets.get(name, ""), case.exclude), []).append(name)
     order = sorted(blocks, key=natural_key)
     stacked = {
         block: torch.stack([torch.cat([row[n].flatten() for n in blocks[block]]) for row in rows]).double()
@@ -322,7 +345,7 @@ def rows_of_step(
     for slot in range(case.slots):
         for lane in range(case.lanes):
             objective = case.assignment(step)[slot][lane]
-            if objective in case.poison:
+            if objective in case.poison and step >= case.poison_from:
                 continue
             for peer in range(case.peers):
                 for micro_batch in range(case.micro_batches):

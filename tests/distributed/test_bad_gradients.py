@@ -11,6 +11,7 @@ from tests.distributed.assemble import errors
 from tests.distributed.case import Case
 from tests.distributed.matrix import OVERLAP, SEQUENCE
 from tests.distributed.ranks import layout_worker, reference_worker
+from tests.distributed.test_modes import STILL
 from tests.pool import RankPool
 
 CASES = (
@@ -51,3 +52,23 @@ def test_ten_steps_in_a_row_stop_the_run(pool: RankPool) -> None:
         AssertionError, match="the gradient of language1 was not finite for 10 steps in a row"
     ):
         pool.run(layout_worker, 2, case, steps=10)
+
+
+def test_between_solves_too(pool: RankPool) -> None:
+    """With cached weights a language that turns bad is left out of the reduction."""
+    case = Case(
+        "every 2",
+        dp=2,
+        slots=2,
+        objectives=4,
+        every=2,
+        method="cagrad",
+        poison=(2,),
+        poison_from=1,
+        flags=STILL,
+    )
+    solved = pool.run(reference_worker, 1, dataclasses.replace(case, poison=()))[0]
+    reference = pool.run(reference_worker, 1, case, step=1, weights=solved["weights"])[0]
+    ranks = pool.run(layout_worker, 2, case, steps=2)
+    assert max(errors(ranks, reference).values()) <= 1e-5
+    assert ranks[0]["dropped"] == [False, False, True, False]

@@ -6,7 +6,7 @@ import pytest
 
 from tests.distributed.assemble import errors, gramian_error
 from tests.distributed.case import Case
-from tests.distributed.matrix import CASES
+from tests.distributed.matrix import CASES, SMALL_BUCKETS, UNTIED
 from tests.distributed.ranks import layout_worker, reference_worker
 from tests.pool import RankPool
 
@@ -24,3 +24,22 @@ def test_update_equals_single_process(pool: RankPool, case: Case) -> None:
     assert gramian_error(ranks, reference) <= max(1e-5, case.tolerance)
     # The update must be worth comparing: rows that agreed or vanished would hide a wrong weight.
     assert all(norm > 0 for norm in reference["norm"].values())
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("dp 2", dp=2, method="cagrad", block="bucket", flags=SMALL_BUCKETS),
+        Case("pp 2, untied", dp=2, pp=2, method="mgda", block="bucket", flags=(*SMALL_BUCKETS, *UNTIED)),
+    ],
+    ids=lambda case: case.name,
+)
+def test_blocks_of_buckets(pool: RankPool, case: Case) -> None:
+    """Which parameters share a bucket is Megatron's choice; given that, the update is the single process's."""
+    ranks = pool.run(layout_worker, case.world, case, timeout=120)
+    buckets = {name: bucket for rank in ranks for name, bucket in rank["buckets"].items()}
+    assert len(set(buckets.values())) > 2
+    reference = pool.run(reference_worker, 1, case, buckets=buckets, timeout=120)[0]
+    assert max(errors(ranks, reference).values()) <= case.tolerance
+    assert gramian_error(ranks, reference) <= 1e-5
