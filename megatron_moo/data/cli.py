@@ -11,11 +11,13 @@ from megatron_moo.errors import MooError
 
 
 def add_subcommands(subparsers: Any) -> None:
-    """Add the four commands to the ``data`` parser's subparsers; each sets ``func(args) -> int``."""
-    _add_build(subparsers)
-    _add_prepare(subparsers)
-    _add_inspect(subparsers)
-    _add_verify(subparsers)
+    """Add ``data`` with build, prepare, inspect and verify; each sets ``func(args) -> int``."""
+    data = subparsers.add_parser("data", help="corpora: build, prepare, inspect, verify", description=__doc__)
+    commands = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
+    _add_build(commands)
+    _add_prepare(commands)
+    _add_inspect(commands)
+    _add_verify(commands)
 
 
 def _add_build(subparsers: Any) -> None:

@@ -47,8 +47,9 @@ def corpus_table(corpus: Corpus) -> Table:
 
 
 def fertility(entry: Entry) -> tuple[float, float]:
-    """(tokens per character, tokens per byte) of an entry's text."""
-    text_tokens = entry.tokens - entry.documents
+    """(tokens per character, tokens per byte) of an entry's text; for conversations of what the assistant
+    wrote."""
+    text_tokens = entry.sft["loss_text_tokens"] if entry.sft else entry.tokens - entry.documents
     return text_tokens / max(1, entry.characters), text_tokens / max(1, entry.bytes)
 
 

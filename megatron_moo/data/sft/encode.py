@@ -37,7 +37,8 @@ def encode_conversations(
         tokenizer: byte, SentencePiece or HF.
         options: template, system, max_length, truncation, base (folder of template files).
 
-    A record that cannot be used is a Fault; what truncation did is counted in ``Encoded.sft``.
+    A record that cannot be used is a Fault; what truncation did is counted in ``Encoded.sft``. ``bytes`` and
+    ``characters`` are of the text that counts in the loss.
     """
     template = _template(options["template"], options["base"], tokenizer)
     close = options["template"] != "tokenizer"
@@ -60,14 +61,15 @@ def encode_conversations(
             faults.append(Fault(str(block.path), line, offset, result))
         elif result is not None:
             kept.append(result)
-            contents = [message["content"] for message in messages]
-            text_bytes += sum(len(content.encode()) for content in contents)
-            characters += sum(map(len, contents))
+            text = _loss_text(result, tokenizer)
+            text_bytes += len(text.encode("utf-8", "replace"))
+            characters += len(text)
+            counts["loss_tokens"] += int(result[1][1:].sum())
+            counts["loss_text_tokens"] += int((result[1][1:] & (result[0][1:] != tokenizer.eod)).sum())
     encoded = _to_sequences(kept)
     encoded.faults, encoded.bytes, encoded.characters = faults, text_bytes, characters
     encoded.unknown = int((encoded.tokens == tokenizer.unknown).sum()) if tokenizer.unknown is not None else 0
     counts["conversations"] = len(kept)
-    counts["loss_tokens"] = int(sum(int(mask[1:].sum()) for _, mask in kept))
     encoded.sft = dict(counts)
     return encoded
 
@@ -150,6 +152,13 @@ def _fit(
         counts["dropped"] += 1
         return None
     return ids, mask
+
+
+def _loss_text(masked: Masked, tokenizer: Tokenizer) -> str:
+    """The text that counts in the loss: bits per byte divide by its bytes, not by those of the prompts."""
+    ids, mask = masked
+    counted = ids[1:][mask[1:] & (ids[1:] != tokenizer.eod)]
+    return tokenizer.decode(counted.tolist())
 
 
 def _to_sequences(kept: list[Masked]) -> Encoded:
