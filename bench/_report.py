@@ -194,10 +194,11 @@ much less, but it does not see waiting.
 does the same with TorchJD's `backward` and `jac_to_grad`. Both use torch's Adam on the same model, batches
 and number of passes.
 
-Bytes are counted where tensors are handed to `torch.distributed`, as the bytes that a ring would send. Peak
-memory is that of tensors, per rank, in processes of their own: storages of all live tensors between steps,
-plus the rise of the resident set during a step above its level between steps (the kernel's high-water mark,
-with an allocator that returns freed memory at once)."""
+Bytes are counted where tensors are handed to `torch.distributed`, as the bytes that a ring would send; the
+reduction of the Gramians carries the tokens per objective, so Megatron's own 4-byte reduction of the token
+count is saved. Peak memory is that of tensors, per rank, in processes of their own: storages of all live
+tensors between steps, plus the rise of the resident set during a step above its level between steps (the
+kernel's high-water mark, with an allocator that returns freed memory at once)."""
 
 
 def _cpu_name() -> str:

@@ -43,6 +43,9 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", default=[], choices=SETUPS, help="with --write: measure these alone"
     )
+    parser.add_argument(
+        "--keep", action="store_true", help="with --write: measure only what has no raw result"
+    )
     parser.add_argument("--raw", type=Path, default=ROOT / "runs" / "step_cost", help="folder of raw results")
     parser.add_argument("--setup", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -54,10 +57,12 @@ def main() -> None:
     elif args.write:
         args.raw.mkdir(parents=True, exist_ok=True)
         for name in args.only or SETUPS:
-            setup, memory = SETUPS[name]
-            result = run(setup, script, memory)
-            (args.raw / f"{name}.json").write_text(json.dumps(result))
-            print("\n".join(table(result)), flush=True)
+            raw = args.raw / f"{name}.json"
+            if not (args.keep and raw.is_file()):
+                setup, memory = SETUPS[name]
+                result = run(setup, script, memory)
+                raw.write_text(json.dumps(result))
+                print("\n".join(table(result)), flush=True)
             write(args.write, args.raw)
     else:
         setup = Setup(
