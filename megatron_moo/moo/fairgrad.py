@@ -16,13 +16,12 @@ flagged ``unconverged``.
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .linalg import cholesky, cholesky_solve, mv, plus_diagonal, ridged
+from .linalg import cholesky, cholesky_solve, mv, plus_diagonal
 from .method import Method
 from .options import Option, Spec
 from .problem import Problem
@@ -34,8 +33,8 @@ _BACK = 0.95
 def solve_fair(problem: Problem, alpha: float) -> Tensor:
     """Weights ``[B, K]``; sets ``flags["capped"]`` and ``flags["unconverged"]``."""
     m, log_s = problem.m, problem.s.log()
-    ridge = 4.0 * log_s.shape[-1] * problem.eps
-    C = ridged(problem.C, ridge)
+    ridge = 4.0 * problem.eps * problem.count
+    C = plus_diagonal(problem.C, ridge.unsqueeze(-1))
     # From the bargaining solution (alpha = 1), which rows of any size do not disturb, to the alpha that is
     # wanted.
     steps = _STEPS if 0.5 <= alpha <= 2.0 else 2 * _STEPS
@@ -52,7 +51,7 @@ def solve_fair(problem: Problem, alpha: float) -> Tensor:
     problem.flags["unconverged"] = left.amax(-1) > 1e-6
     # Against orthogonal rows x grows with the power alpha / (1 + alpha) of 1 / (smallest eigenvalue met).
     growth = (x.log() * (1.0 + 1.0 / alpha) - log_h) * m
-    problem.flags["capped"] = growth.amax(-1) > -math.log(100.0 * ridge)
+    problem.flags["capped"] = growth.amax(-1) > -(100.0 * ridge).log()
     w = torch.where(problem.present, x, 0.0) / problem.s
     return w * problem.scale.unsqueeze(-1) ** (-2.0 * alpha / (1.0 + alpha))
 

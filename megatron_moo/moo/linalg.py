@@ -59,13 +59,6 @@ def exact_root_rest(a: Tensor, root: Tensor) -> Tensor:
     return (((a - high * high) - 2.0 * high * low) - low * low) / (2.0 * root)
 
 
-def exact_root_rest(a: Tensor, root: Tensor) -> Tensor:
-    """``sqrt(a) - root`` for ``root`` = sqrt(a) as rounded, entry by entry."""
-    high = _leading(root.unsqueeze(-1), (-1,)).squeeze(-1)
-    low = root - high
-    return (((a - high * high) - 2.0 * high * low) - low * low) / (2.0 * root)
-
-
 def _leading(a: Tensor, dims: tuple[int, ...]) -> Tensor:
     """``a`` rounded to 2^-22 of the power of two above its largest entry over ``dims``."""
     peak = a.abs().amax(dims, keepdim=True)

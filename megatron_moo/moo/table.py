@@ -29,9 +29,18 @@ def table() -> str:
     lines = [_HEAD + "| method | weights | source | needs | takes | state |", "|---|---|---|---|---|---|"]
     lines += [_row(spec) for spec in METHODS.values()]
     lines += ["", "## What each guarantees", ""]
-    lines += ["| method | `<g_k, d> >= 0` for all k | permutation-equivariant | J -> a J |", "|---|---|---|---|"]
+    lines += [
+        "| method | `<g_k, d> >= 0` for all k | permutation-equivariant | J -> a J |",
+        "|---|---|---|---|",
+    ]
     lines += [_guarantees(spec) for spec in METHODS.values()]
-    lines += ["", "## Options", "", "| method | option | range | default | meaning |", "|---|---|---|---|---|"]
+    lines += [
+        "",
+        "## Options",
+        "",
+        "| method | option | range | default | meaning |",
+        "|---|---|---|---|---|",
+    ]
     for spec in METHODS.values():
         lines += [_option(spec.name, name, option) for name, option in spec.options.items()]
     lines += [_option("every method", name, option) for name, option in COMMON.items()]
@@ -47,7 +56,9 @@ def _row(spec: Spec) -> str:
 
 def _guarantees(spec: Spec) -> str:
     scale = {"linear": "d -> a d", "constant": "d stays"}.get(spec.scale, spec.scale)
-    equivariant = "yes" if spec.equivariant else "with `order=` permuted too" if "order" in spec.takes else "no"
+    equivariant = (
+        "yes" if spec.equivariant else "with `order=` permuted too" if "order" in spec.takes else "no"
+    )
     return _cells([f"`{spec.name}`", "yes" if spec.non_conflicting else "no", equivariant, scale])
 
 

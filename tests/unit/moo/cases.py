@@ -76,7 +76,7 @@ KINDS: dict[str, Callable[[np.random.Generator, int], Array]] = {
         stationary,
     )
 }
-SIZES = (1, 2, 3, 4, 5, 8, 13, 16, 32, 64)
+SIZES = (1, 2, 3, 5, 8, 16, 64)
 SCALES = (1.0, 1e-15, 1e-6, 1e6, 1e15)
 
 

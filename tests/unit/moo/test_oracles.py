@@ -19,22 +19,23 @@ from .cases import Array
 COUNT = 5
 
 
-def directions(method: str, J: Array, **options: object) -> tuple[Array, bool]:
-    """(d, whether a 0/0 or a cap was flagged)."""
-    rows = torch.tensor(J)
+def directions(method: str, jacobians: list[Array], **options: object) -> list[tuple[Array, bool]]:
+    """(d, whether a 0/0 or a cap was flagged) for Jacobians with the same number of rows, in one batch."""
     solver = make_method(method, **options)
-    w = solver(rows @ rows.T)
-    flags = solver.flags
-    return (w @ rows).numpy(), bool(flags.get("undefined", flags.get("capped", torch.tensor(False))))
+    weights = solver(torch.stack([torch.tensor(J @ J.T) for J in jacobians]))
+    none = torch.zeros(len(jacobians), dtype=torch.bool)
+    flagged = solver.flags.get("undefined", none) | solver.flags.get("capped", none)
+    return [(w.numpy() @ J, bool(flag)) for w, J, flag in zip(weights, jacobians, flagged, strict=True)]
 
 
 def worst_error(
     method: str, kind: str, k: int, oracle: Callable[[Array], Array], count: int = COUNT
 ) -> float:
-    errors = [0.0]
-    for J in cases.jacobians(kind, k, count):
-        d, _ = directions(method, J)
-        errors.append(float(np.linalg.norm(d - oracle(J)) / np.linalg.norm(J)))
+    jacobians = list(cases.jacobians(kind, k, count))
+    found = directions(method, jacobians)
+    errors = [
+        np.linalg.norm(d - oracle(J)) / np.linalg.norm(J) for (d, _), J in zip(found, jacobians, strict=True)
+    ]
     return float(np.max(errors))
 
 
@@ -61,7 +62,7 @@ def test_dualproj(kind: str, k: int) -> None:
 @pytest.mark.parametrize("kind", cases.KINDS)
 @pytest.mark.parametrize("k", cases.SIZES)
 def test_upgrad(kind: str, k: int) -> None:
-    assert worst_error("upgrad", kind, k, oracles.upgrad, COUNT if k <= 16 else 2) <= 1e-6
+    assert worst_error("upgrad", kind, k, oracles.upgrad, COUNT if k <= 16 else 1) <= 1e-6
 
 
 @pytest.mark.parametrize("method", ["imtl_g", "config"])
@@ -70,8 +71,8 @@ def test_upgrad(kind: str, k: int) -> None:
 def test_equal_projections_and_equal_cosines(method: str, kind: str, k: int) -> None:
     """Held to 1e-6, and to what rounding of G itself leaves of it: the exact solution of the rounded G, in
     60 digits."""
-    for J in cases.jacobians(kind, k, COUNT):
-        d, undefined = directions(method, J)
+    jacobians = list(cases.jacobians(kind, k, COUNT))
+    for J, (d, undefined) in zip(jacobians, directions(method, jacobians), strict=True):
         if undefined:
             assert not d.any()
             continue
@@ -95,22 +96,23 @@ def test_equal_projections_many_objectives(method: str, k: int) -> None:
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("c", [0.1, 0.5, 0.9])
 def test_cagrad_by_support(kind: str, k: int, c: float) -> None:
-    for J in cases.jacobians(kind, k, COUNT if k <= 5 else 2):
-        d, undefined = directions("cagrad", J, c=c)
+    jacobians = list(cases.jacobians(kind, k, COUNT if k <= 5 else 1))
+    for J, (d, undefined) in zip(jacobians, directions("cagrad", jacobians, c=c), strict=True):
         if undefined:
             assert np.linalg.norm(d - J.mean(0)) <= 1e-9 * np.linalg.norm(J)
             continue
         assert np.linalg.norm(d - oracles.cagrad_by_support(J, c)) <= 1e-5 * np.linalg.norm(J), kind
 
 
+@pytest.mark.filterwarnings("ignore:Solution may be inaccurate")
 @pytest.mark.parametrize("kind", cases.KINDS)
 @pytest.mark.parametrize("k", [4, 16, 32])
 def test_cagrad_by_conic_solver(kind: str, k: int) -> None:
     """Clarabel solves the primal in d; it stops at about 1e-9 of the objective, so the objective is compared
     too."""
     c = 0.5
-    for J in cases.jacobians(kind, k, 2):
-        d, undefined = directions("cagrad", J, c=c)
+    jacobians = list(cases.jacobians(kind, k, 2))
+    for J, (d, undefined) in zip(jacobians, directions("cagrad", jacobians, c=c), strict=True):
         reference = oracles.cagrad_by_cone(J, c)
         size = np.linalg.norm(J)
         if undefined:  # every direction that is optimal has products 0 with the rows that cancel
@@ -121,11 +123,11 @@ def test_cagrad_by_conic_solver(kind: str, k: int) -> None:
 
 
 @pytest.mark.parametrize("kind", cases.KINDS)
-@pytest.mark.parametrize("k", [13, 16, 32, 64])
+@pytest.mark.parametrize("k", [16, 64])
 def test_cagrad_by_certificate(kind: str, k: int) -> None:
     """Weak duality bounds the error of any d: ||d - d*||^2 <= 2 r gap / ||J^T o|| on a ball of radius r."""
     c = 0.5
-    for J in cases.jacobians(kind, k, 3):
+    for J in cases.jacobians(kind, k, 2):
         rows = torch.tensor(J)
         solver = make_method("cagrad", c=c)
         w = solver(rows @ rows.T).numpy()
@@ -144,8 +146,8 @@ def test_cagrad_by_certificate(kind: str, k: int) -> None:
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 8, 16])
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
 def test_fairgrad_by_newton(kind: str, k: int, alpha: float) -> None:
-    for J in cases.jacobians(kind, k, 3):
-        d, capped = directions("fairgrad", J, alpha=alpha)
+    jacobians = list(cases.jacobians(kind, k, 3))
+    for J, (d, capped) in zip(jacobians, directions("fairgrad", jacobians, alpha=alpha), strict=True):
         reference = oracles.fairgrad(J, alpha) @ J
         assert capped or np.linalg.norm(d - reference) <= 1e-6 * np.linalg.norm(reference), kind
 
@@ -164,9 +166,9 @@ def test_fairgrad_far_alphas(alpha: float) -> None:
 
 def test_nash_is_fairgrad_with_alpha_1_and_can_be_clipped() -> None:
     for J in cases.jacobians("random_rows", 4, 3):
-        free, _ = directions("nash_mtl", J)
+        ((free, _),) = directions("nash_mtl", [J])
         assert np.allclose(free, oracles.fairgrad(J, 1.0) @ J, rtol=1e-8)
-        clipped, _ = directions("nash_mtl", J, max_norm=1.0)
+        ((clipped, _),) = directions("nash_mtl", [J], max_norm=1.0)
         assert np.linalg.norm(free) == pytest.approx(2.0, rel=1e-9)  # sqrt(K), whatever the gradients
         assert np.allclose(clipped, free / 2.0, rtol=1e-8)
 
@@ -175,8 +177,8 @@ def test_nash_is_fairgrad_with_alpha_1_and_can_be_clipped() -> None:
 @pytest.mark.parametrize("scale", ["min", "median", "rmse"])
 def test_aligned_mtl_by_singular_values(kind: str, scale: str) -> None:
     for k in (2, 3, 5, 8):
-        for J in cases.jacobians(kind, k, 3):
-            d, _ = directions("aligned_mtl", J, scale=scale)
+        jacobians = list(cases.jacobians(kind, k, 3))
+        for J, (d, _) in zip(jacobians, directions("aligned_mtl", jacobians, scale=scale), strict=True):
             reference = oracles.aligned_mtl(J, scale)
             if reference is not None:
                 assert np.linalg.norm(d - reference) <= 1e-5 * np.linalg.norm(J), (kind, k)

@@ -1,0 +1,113 @@
+"""No solver waits for the device or branches on data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from megatron_moo.moo import METHODS, make_method
+from megatron_moo.moo import linalg as linalg_module
+
+from .drawn import gramians, inputs
+
+NAMES = [*METHODS, "normalized:mgda", "normalized:cagrad", "ema:upgrad"]
+# Ops that copy a value to the host, or whose output shape depends on values.
+WAITING = (
+    "_local_scalar_dense",
+    "item",
+    "nonzero",
+    "is_nonzero",
+    "equal",
+    "masked_select",
+    "unique",
+    "allclose",
+)
+# Factorisations that read their status back on a GPU.
+CHECKED = (
+    "_linalg_check_errors",
+    "_linalg_eigh",
+    "linalg_cholesky",
+    "_linalg_svd",
+    "linalg_inv",
+    "_linalg_solve_ex.check",
+)
+
+
+class NoSynchronisation(TorchDispatchMode):
+    """Raises at any operation that would make a GPU wait; keeps the names of all others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__.split(".")[0]
+        if name in WAITING or name in CHECKED:
+            raise AssertionError(f"{name} waits for the device")
+        self.seen.add(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def device_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the way of a GPU: eigenvalues by Jacobi rotations instead of LAPACK."""
+    monkeypatch.setattr("megatron_moo.moo.spectrum.eigh", linalg_module.jacobi_eigh)
+    monkeypatch.setattr("megatron_moo.moo.aligned_mtl.eigh", linalg_module.jacobi_eigh)
+
+
+@pytest.mark.usefixtures("device_path")
+@pytest.mark.parametrize("k", [2, 3, 8])
+@pytest.mark.parametrize("name", NAMES)
+def test_no_synchronisation(name: str, k: int) -> None:
+    G, method = gramians(k)[:12], make_method(name)
+    given = inputs(name.split(":")[-1], k)
+    with NoSynchronisation() as mode:
+        first = method(G, step=1, **given)
+        method(G, step=2, **given)
+    assert first.isfinite().all() and len(mode.seen) > 3
+
+
+def test_the_mode_sees_a_wait() -> None:
+    with NoSynchronisation(), pytest.raises(AssertionError, match="waits"):
+        torch.ones(2).sum().item()
+    with NoSynchronisation(), pytest.raises(AssertionError, match="waits"):
+        bool(torch.ones(1) > 0)
+    with NoSynchronisation(), pytest.raises(AssertionError, match="waits"):
+        torch.ones(2)[torch.tensor([True, False])]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_trace_serves_any_values(name: str) -> None:
+    """torch.fx records the operations for one batch; replayed on another they must give what the method
+    gives there: nothing that was recorded can have depended on the values."""
+    k = 3
+    given = inputs(name.split(":")[-1], k)
+
+    def solve(G: torch.Tensor) -> torch.Tensor:
+        return make_method(name)(G, step=4, **given)
+
+    G, other = gramians(k)[:6], gramians(k)[6:12].clone()
+    other[3] = 0.0
+    other[4, 1] = other[4, :, 1] = float("nan")
+    graph = make_fx(solve)(G)
+    assert torch.equal(graph(other), solve(other))
+    assert torch.equal(graph(G), solve(G))
+
+
+@pytest.mark.parametrize("name", ["mgda", "cagrad", "dualproj", "upgrad", "pcgrad", "fairgrad", "mean"])
+def test_export(name: str) -> None:
+    """torch.export takes the solvers whole (those whose operations it knows)."""
+
+    class Solver(torch.nn.Module):
+        def forward(self, G: torch.Tensor) -> torch.Tensor:
+            return make_method(name)(G)
+
+    G = gramians(2)[:6]
+    exported = torch.export.export(Solver(), (G,), strict=False)
+    assert torch.allclose(
+        exported.module()(gramians(2)[6:12]), make_method(name)(gramians(2)[6:12]), rtol=1e-9
+    )
