@@ -101,6 +101,12 @@ ZOO: tuple[Tiny, ...] = (
          "norm_topk_prob": False},
     ),
     Tiny("mixtral", "mixtral", "MixtralConfig", "MixtralForCausalLM", {"num_local_experts": 4}),
+    Tiny(
+        "gpt_oss", "gpt_oss", "GptOssConfig", "GptOssForCausalLM",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 5, "swiglu_limit": 1.0,
+         "rope_parameters": {"rope_type": "yarn", "rope_theta": 150000.0, "factor": 32.0, "beta_fast": 32.0,
+                             "beta_slow": 1.0, "truncate": False, "original_max_position_embeddings": 8}},
+    ),
 )  # fmt: skip
 
 

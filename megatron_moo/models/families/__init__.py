@@ -21,6 +21,7 @@ _FILES = {
     "apertus": ("FAMILY",),
     "cohere": ("COHERE", "COHERE2"),
     "moe": ("QWEN3_MOE", "MIXTRAL"),
+    "gpt_oss": ("FAMILY",),
 }
 
 
