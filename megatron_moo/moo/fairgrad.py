@@ -9,7 +9,7 @@ equation, a fixed number of steps within the positive orthant, on the way from a
 
 Scale: d has the scale s^{(1-alpha)/(1+alpha)}, none at all for alpha = 1.
 Degenerate: absent rows are left out. At Pareto-stationary points w is unbounded; a ridge at the level of
-rounding (4 K eps) caps it, and the block is flagged ``capped``. Where the steps did not reach a relative
+rounding (4 K eps in fp64) caps it, and the block is flagged ``capped``. Where the steps did not reach a relative
 error of 1e-6 in the equation (alpha near the ends of its range and row norms a million times apart) it is
 flagged ``unconverged``.
 """
@@ -33,7 +33,7 @@ _BACK = 0.95
 def solve_fair(problem: Problem, alpha: float) -> Tensor:
     """Weights ``[B, K]``; sets ``flags["capped"]`` and ``flags["unconverged"]``."""
     m, log_s = problem.m, problem.s.log()
-    ridge = 4.0 * problem.eps * problem.count
+    ridge = (problem.eps if problem.eps > 1e-10 else 4.0 * problem.eps) * problem.count
     C = plus_diagonal(problem.C, ridge.unsqueeze(-1))
     # From the bargaining solution (alpha = 1), which rows of any size do not disturb, to the alpha that is
     # wanted.

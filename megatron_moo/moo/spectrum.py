@@ -19,8 +19,9 @@ class Spectrum:
 
     def __init__(self, problem: Problem) -> None:
         self.values, self.vectors = eigh(problem.C)
-        # Cosines are off by about eps each, their eigenvalues by K times that at most.
-        self.keep = self.values > 10.0 * problem.eps * problem.count.clamp(min=4.0).unsqueeze(-1)
+        # Cosines are off by about eps each, their eigenvalues by K times that at most, and by eigh's own error.
+        own = 10.0 * torch.finfo(torch.float64).eps * problem.count.clamp(min=4.0)
+        self.keep = self.values > torch.maximum(own, problem.eps * problem.count).unsqueeze(-1)
         self._inverse = torch.where(self.keep, 1.0 / torch.where(self.keep, self.values, 1.0), 0.0)
         # Rows brought to about 1 by powers of two lose nothing; with near = s / r, C = E / (near near^T).
         r = torch.exp2(torch.round(torch.log2(problem.s)))

