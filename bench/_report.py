@@ -108,18 +108,21 @@ def _bytes(result: dict[str, Any], setup: Setup, name: str) -> list[str]:
 
 
 def verdicts(results: dict[str, dict[str, Any]]) -> list[str]:
-    """One line per target and variant, met or missed."""
+    """One line per target and variant: met, missed, or not to be told apart on so busy a machine."""
     lines = []
     for name, base, limit in TARGETS:
-        wall = results.get(name, {}).get("wall", {})
+        wall, cpu = (results.get(name, {}).get(kind, {}) for kind in ("wall", "cpu"))
         for variant in wall:
             if variant in (*STOCK, *ALONE) or base not in wall:
                 continue
             middle, low, high = paired(wall[variant], wall[base])
-            unsure = ", within the noise" if low <= limit <= high else ""
+            verdict = _verdict(middle <= limit)
+            if low <= limit <= high:
+                verdict = f"undecided, the interval spans the target (median: {verdict})"
             lines.append(
-                f"- {_verdict(middle <= limit)}{unsure}: {Setup(**results[name]['setup']).title}, {variant}: "
-                f"wall time {_interval(wall[variant], wall[base])} of {base}, target {limit:.2f}"
+                f"- {verdict}: {Setup(**results[name]['setup']).title}, {variant}, of {base}: "
+                f"wall time {_interval(wall[variant], wall[base])}, target {limit:.2f} "
+                f"(CPU time {_interval(cpu[variant], cpu[base])})"
             )
     for name, result in results.items():
         lines += _memory_verdicts(name, result)

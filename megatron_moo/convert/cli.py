@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from megatron_moo.convert.lora_cli import add_lora_subcommands
 from megatron_moo.errors import MooError
 
 _TEXT = "Every language is a vessel. Jede Sprache ist ein Gefäß. 每一种语言都是一个容器。"
@@ -14,7 +15,7 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def add_subcommands(subparsers: Any) -> None:
-    """Add ``convert`` with import, export and verify."""
+    """Add ``convert`` with import, export, verify, merge-lora and export-lora."""
     convert = subparsers.add_parser(
         "convert", help="Hugging Face checkpoints in and out", description=__doc__, allow_abbrev=False
     )
@@ -22,6 +23,7 @@ def add_subcommands(subparsers: Any) -> None:
     _add_import(kinds)
     _add_export(kinds)
     _add_verify(kinds)
+    add_lora_subcommands(kinds)
 
 
 def _common(parser: Any) -> None:

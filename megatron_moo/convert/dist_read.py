@@ -1,7 +1,7 @@
 """Megatron's ``torch_dist`` checkpoint, read tensor by tensor without a process group.
 
-Every tensor is kept as chunks, however the ranks that wrote it were laid out; :meth:`Checkpoint.read` puts the asked
-part together from the chunks that overlap it, one chunk in memory at a time.
+Every tensor is kept as chunks, however the ranks that wrote it were laid out; :meth:`Checkpoint.read` puts
+the asked part together from the chunks that overlap it, one chunk in memory at a time.
 """
 
 from __future__ import annotations

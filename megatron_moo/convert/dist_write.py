@@ -1,7 +1,7 @@
 """Megatron's ``torch_dist`` checkpoint, written tensor by tensor without a process group.
 
-torch's own ``FileSystemWriter`` does the writing. The plan that it is given names every chunk beforehand, one per layer
-and expert, and makes a chunk's tensor only when its turn has come.
+torch's own ``FileSystemWriter`` does the writing. The plan that it is given names every chunk beforehand, one
+per layer and expert, and makes a chunk's tensor only when its turn has come.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ class _Planner(DefaultSavePlanner):
             raise
         if tuple(tensor.shape) != chunk.shape or tensor.dtype != chunk.dtype:
             raise MooError(
-                f"tensor {chunk.key!r} became {list(tensor.shape)} {tensor.dtype}, planned {list(chunk.shape)} {chunk.dtype}"
+                f"tensor {chunk.key!r} became {list(tensor.shape)} {tensor.dtype}, "
+                f"planned {list(chunk.shape)} {chunk.dtype}"
             )
         self.done(tensor.numel() * tensor.element_size())
         return tensor.view(chunk.sizes)

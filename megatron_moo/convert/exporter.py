@@ -44,7 +44,8 @@ class Target:
 
 
 def open_target(folder: Path, like: Path | None = None, ignore: Sequence[str] = ()) -> Target:
-    """Find out what a Megatron checkpoint is, from its arguments and from the config that it was imported with.
+    """Find out what a Megatron checkpoint is, from its arguments and from the config that it was imported
+    with.
 
     Args:
         folder: a save folder or one checkpoint of it.
@@ -114,7 +115,9 @@ def export_checkpoint(
 def read_parts(target: Target, rule: Rule, place: tuple[int, ...]) -> list[Tensor]:
     """Hugging Face's tensors of a rule at a place, cut to the real vocabulary."""
     shape = target.model.whole_shape(rule)
-    return rule.layout.split(target.checkpoint.read(key_of(target.checkpoint, rule), place, shape), target.model.dims)
+    return rule.layout.split(
+        target.checkpoint.read(key_of(target.checkpoint, rule), place, shape), target.model.dims
+    )
 
 
 def key_of(checkpoint: Checkpoint, rule: Rule) -> str:

@@ -30,8 +30,8 @@ SIDE_FILES = (
     "chat_template.json", "sentencepiece.bpe.model", "spiece.model", "tekken.json", "README.md", "LICENSE", "NOTICE",
 )  # fmt: skip
 _SIDE_BYTES = 256 << 20
-# Megatron keeps an empty object beside these modules (the local spec beside the linear layers, Transformer Engine's spec
-# beside its own modules too) and asks for it when it loads.
+# Megatron keeps an empty object beside these modules (the local spec beside the linear layers, Transformer
+# Engine's spec beside its own modules too) and asks for it when it loads.
 _STATEFUL = ("self_attention.linear_qkv", "self_attention.linear_proj", "self_attention.core_attention")
 _STATEFUL_MLP = ("mlp.linear_fc1", "mlp.linear_fc2")
 _STATEFUL_MOE = ("pre_mlp_layernorm",)
@@ -78,7 +78,8 @@ def import_checkpoint(
 
     Args:
         folder: the Hugging Face checkpoint.
-        target: folder to make: ``release/`` with the weights, ``model.yaml`` with the flags, ``hf/`` with config and
+        target: folder to make: ``release/`` with the weights, ``model.yaml`` with the flags, ``hf/`` with
+            config and
             tokenizer.
         ignore: config keys that the user vouches for.
         allow_pickle: read ``pytorch_model*.bin`` with ``torch.load(weights_only=True)``.

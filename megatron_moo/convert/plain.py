@@ -12,7 +12,8 @@ from megatron_moo.models.families.model import Model
 
 _ACTIVE = ("num_experts", "window_size", "no_rope_freq", "multi_latent_attention", "layernorm_zero_centered_gamma",
            "use_mup", "attention_output_gate", "qk_l2_norm", "rotary_interleaved", "squared_relu", "quick_geglu",
-           "rotary_seq_len_interpolation_factor", "spec", "mtp_num_layers", "apply_residual_connection_post_layernorm")  # fmt: skip
+           "rotary_seq_len_interpolation_factor", "spec", "mtp_num_layers",
+           "apply_residual_connection_post_layernorm")  # fmt: skip
 
 
 def plain_model(args: Any, rows: int, where: str) -> tuple[Model, dict[str, Any]]:

@@ -9,12 +9,12 @@ import stat
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from io import BufferedReader
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatron_moo.errors import MooError
@@ -33,11 +33,12 @@ WEIGHTS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor in a shard: its file, dtype and shape."""
+    """A tensor in a shard: its file, dtype, shape and, in a safetensors file, where its bytes start."""
 
     file: Path
     dtype: torch.dtype
     shape: tuple[int, ...]
+    start: int = 0
 
 
 class Safetensors:
@@ -47,7 +48,8 @@ class Safetensors:
         folder: the Hugging Face checkpoint.
 
     Raises:
-        MooError: for shard names that are not plain file names in that folder, links, shards that are missing or
+        MooError: for shard names that are not plain file names in that folder, links, shards that are missing
+            or
             listed twice, and headers that do not fit their file.
     """
 
@@ -61,7 +63,7 @@ class Safetensors:
                     raise MooError(f"tensor {name!r} is also in {self.entries[name].file.name}", str(file))
                 self.entries[name] = entry
         _check_map(weight_map, self.entries, folder / INDEX)
-        self._open: tuple[Path, Any] | None = None
+        self._open: tuple[Path, BufferedReader] | None = None
 
     def check(
         self, expected: dict[str, tuple[int, ...]], tied: Iterable[str] = (), extra: Iterable[str] = ()
@@ -97,24 +99,31 @@ class Safetensors:
         Raises:
             MooError: when the shard cannot be read.
         """
-        file = self.entries[name].file
+        entry = self.entries[name]
+        shape = entry.shape if index is None else entry.shape[1:]
+        out = torch.empty(shape, dtype=entry.dtype)
+        flat = memoryview(out.reshape(-1).view(torch.uint8).numpy()) if out.numel() else memoryview(b"")
         try:
-            handle = self._handle(file)
-            return (
-                handle.get_tensor(name)
-                if index is None
-                else handle.get_slice(name)[index : index + 1].squeeze(0)
-            )
-        except (SafetensorError, OSError) as error:
-            raise MooError(f"tensor {name!r} cannot be read ({error})", str(file)) from None
+            # Read, not mapped: a mapped shard counts as this process's memory as far as it has been read.
+            stream = self._stream(entry.file)
+            stream.seek(entry.start + (index or 0) * len(flat))
+            got = stream.readinto(flat) if len(flat) else 0
+        except OSError as error:
+            raise MooError(f"tensor {name!r} cannot be read ({error.strerror})", str(entry.file)) from None
+        if got != len(flat):
+            raise MooError(f"tensor {name!r} ends after {got} of {len(flat)} bytes", str(entry.file))
+        return out
 
-    def _handle(self, file: Path) -> Any:
+    def _stream(self, file: Path) -> BufferedReader:
         if self._open is None or self._open[0] != file:
-            self._open = (file, safe_open(str(file), framework="pt"))
+            self.close()
+            self._open = (file, file.open("rb"))
         return self._open[1]
 
     def close(self) -> None:
         """Let go of the open shard."""
+        if self._open is not None:
+            self._open[1].close()
         self._open = None
 
 
@@ -142,7 +151,7 @@ def read_header(file: Path) -> dict[str, Entry]:
     header.pop("__metadata__", None)
     spans, found = [], {}
     for name, value in header.items():
-        entry, span = _entry(file, name, value, size - 8 - length)
+        entry, span = _entry(file, name, value, 8 + length, size)
         found[name] = entry
         spans.append((*span, name))
     spans.sort()
@@ -152,7 +161,7 @@ def read_header(file: Path) -> dict[str, Entry]:
     return found
 
 
-def _entry(file: Path, name: str, value: Any, space: int) -> tuple[Entry, tuple[int, int]]:
+def _entry(file: Path, name: str, value: Any, base: int, size: int) -> tuple[Entry, tuple[int, int]]:
     where = str(file)
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise MooError(f"tensor {name!r} is described by {str(value)[:80]!r}", where)
@@ -173,11 +182,12 @@ def _entry(file: Path, name: str, value: Any, space: int) -> tuple[Entry, tuple[
     for item in shape:
         need *= item
     begin, end = offsets
+    space = size - base
     if end - begin != need or end > space:
         raise MooError(
             f"tensor {name!r} needs {need} bytes, has {end - begin} ending at {end} of {space}", where
         )
-    return Entry(file, dtype, tuple(shape)), (begin, end)
+    return Entry(file, dtype, tuple(shape), base + begin), (begin, end)
 
 
 def _whole_numbers(values: Any) -> bool:

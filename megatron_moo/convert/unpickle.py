@@ -1,8 +1,8 @@
 """Reading what Megatron's checkpoints pickle without running what a stranger put there.
 
-Megatron's ``.metadata`` is a pickle, and so are the objects beside the tensors. Both are read by allow-list: names of
-torch's checkpoint format and a few of the standard library are real, names of Megatron become inert records (nothing
-of Megatron is imported), and any other name is refused.
+Megatron's ``.metadata`` is a pickle, and so are the objects beside the tensors. Both are read by allow-list:
+names of torch's checkpoint format and a few of the standard library are real, names of Megatron become inert
+records (nothing of Megatron is imported), and any other name is refused.
 """
 
 from __future__ import annotations
@@ -39,6 +39,12 @@ _METADATA_NAMES = {
     ("collections", "OrderedDict"),
     ("builtins", "set"),
 }  # fmt: skip
+
+# What a damaged pickle makes the unpickler raise.
+_DAMAGE = (
+    pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError,
+    ImportError, OverflowError, MemoryError,
+)  # fmt: skip
 
 
 class Inert:
@@ -90,8 +96,7 @@ def load_metadata(path: Path) -> Any:
         raise
     except OSError as error:
         raise MooError(f"cannot be read ({error.strerror})", str(path)) from None
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError,
-            ImportError, OverflowError, MemoryError, UnicodeDecodeError) as error:  # fmt: skip
+    except _DAMAGE as error:
         raise MooError(f"is damaged ({type(error).__name__}: {error})", str(path)) from None
     if not isinstance(found, Metadata):
         raise MooError(f"holds a {type(found).__name__}, expected a checkpoint's metadata", str(path))

@@ -26,6 +26,7 @@ from .mgda import ridge_of
 from .options import Option, Spec
 from .problem import Problem
 
+_STEPS = 15
 _ROUNDS = 2
 
 
@@ -48,7 +49,7 @@ class CAGrad(Method):
         q = torch.where(problem.present, smallest / problem.s, 0.0)
         beta = beta / torch.where(radius > 0, radius, 1.0)
         program = Program(problem.C, beta, q, problem.m, ridge_of(problem))
-        x, y = solve_cone(program, 15 + problem.C.shape[-1] // 4)
+        x, y = solve_cone(program, _STEPS + problem.C.shape[-1] // 4)
         x = _on_the_support(program, x, y)
         n = dot(x, mv(problem.C, x)).clamp(min=0.0).sqrt()
         # Below the rounding of G the rows of x cancel, and the direction of their sum is noise.

@@ -17,7 +17,7 @@ STEPS = 22
 _BACK = 0.995
 
 
-def nnls(A: Tensor, b: Tensor, present: Tensor, ridge: float, steps: int = STEPS) -> Tensor:
+def nnls(A: Tensor, b: Tensor, present: Tensor, ridge: float) -> Tensor:
     """``argmin_{x >= 0} 1/2 x^T A x - b^T x``.
 
     Args:
@@ -36,7 +36,7 @@ def nnls(A: Tensor, b: Tensor, present: Tensor, ridge: float, steps: int = STEPS
     b = b / size
     shifted = ridged(A, ridge)
     x, y = m, m
-    for _ in range(steps):
+    for _ in range(STEPS):
         xs, ys = x + absent, y + absent
         L = cholesky(plus_diagonal(shifted, ys / xs))
         g = b - mv(A, x)  # minus the gradient

@@ -119,7 +119,8 @@ def train_worker(
     args = start(flags_of(folder, tp, pp, world, save=str(save), load=str(save), **more))
     model, optimizer, scheduler = training.setup_model_and_optimizer(
         ModelType.encoder_or_decoder, model_provider_func=partial(build_model, args), checkpointing_context={},
-        cfg_container=pretrain_cfg_container_from_args(args), pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
+        cfg_container=pretrain_cfg_container_from_args(args),
+        pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
     )  # fmt: skip
     config = get_model_config(model[0])
     config.grad_scale_func, config.timers = optimizer.scale_loss, get_timers()

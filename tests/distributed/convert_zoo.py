@@ -117,7 +117,8 @@ def by_name(name: str) -> Tiny:
 def make(tiny: Tiny, folder: Path) -> Any:
     """Write the checkpoint with transformers; returns its model.
 
-    Norm weights and biases are random too: at their usual start of one and zero a mistake in them would not show.
+    Norm weights and biases are random too: at their usual start of one and zero a mistake in them would not
+    show.
     """
     import transformers
 

@@ -36,7 +36,10 @@ def read(config: Config) -> Model:
         *common.attention_rules(qk_norm=True),
         Rule(mlp + "linear_fc1.weight", (H + "mlp.up_proj.weight",), (("ffn", "hidden"),)),
         Rule(mlp + "linear_fc2.weight", (H + "mlp.down_proj.weight",), (("hidden", "ffn"),)),
-        *(Rule(f"{mlp}activation_func.{name}", (act + name,), (("one",),)) for name in ("alpha_p", "alpha_n")),
+        *(
+            Rule(f"{mlp}activation_func.{name}", (act + name,), (("one",),))
+            for name in ("alpha_p", "alpha_n")
+        ),
     )
     constants = {act + "beta": 0.5, act + "eps": -1e-6}
     return Model("apertus", config.layers(), dims, flags, extras, rules, constants)

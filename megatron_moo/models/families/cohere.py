@@ -1,4 +1,4 @@
-"""Cohere (Command R, Aya Expanse) and Cohere 2 (Command R7B): attention and MLP side by side, LayerNorm without bias."""
+"""Cohere (Command R, Aya) and Cohere 2 (Command R7B): attention and MLP side by side, LayerNorm without bias."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def read_cohere(config: Config) -> Model:
 def read_cohere2(config: Config) -> Model:
     """Hugging Face's config to the model: windowed layers are rotated, full ones are not."""
     model = _read(config, "cohere2")
-    config.unused("order_of_interleaved_layers", "position_embedding_type", "rotary_pct", "use_embedding_sharing")
+    config.unused(
+        "order_of_interleaved_layers", "position_embedding_type", "rotary_pct", "use_embedding_sharing"
+    )
     config.fixed("rotary_pct", 1.0)
     config.fixed("use_gated_activation", True)
     config.fixed("use_parallel_block", True)

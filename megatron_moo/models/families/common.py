@@ -97,7 +97,8 @@ def rope(
     """Rotary base and scaling, from ``rope_parameters`` or the older ``rope_theta`` and ``rope_scaling``.
 
     Raises:
-        MooError: for a kind of scaling that is not among ``scaled``, or one of its parameters that we do not know.
+        MooError: for a kind of scaling that is not among ``scaled``, or one of its parameters that we do not
+            know.
     """
     given = config.get("rope_parameters")
     old = config.get("rope_scaling")
@@ -109,7 +110,9 @@ def rope(
     put_rope(flags, extras, base, scaling)
 
 
-def two_ropes(config: Config, flags: dict[str, Any], extras: dict[str, Any], full: float, local: float) -> None:
+def two_ropes(
+    config: Config, flags: dict[str, Any], extras: dict[str, Any], full: float, local: float
+) -> None:
     """Rope of the full layers and rope of those with a window, from the newer mapping or the older keys.
 
     Older configs scale the full layers' only; Gemma 3's name the other base ``rope_local_base_freq``.

@@ -1,7 +1,8 @@
 """Reading a Hugging Face ``config.json`` that may have come from anywhere.
 
-A family asks for every key that it knows; what nobody asked for is refused by name, because a key that we do not know
-may change what the model computes. Numbers are held within limits here, before anything is allocated.
+A family asks for every key that it knows; what nobody asked for is refused by name, because a key that we do
+not know may change what the model computes. Numbers are held within limits here, before anything is
+allocated.
 """
 
 from __future__ import annotations
@@ -20,7 +21,44 @@ _LAYERS = 1024
 
 # Keys that say nothing about the function: bookkeeping, generation, training and token numbers.
 _BOOKKEEPING = frozenset(
-    ["_attn_implementation", "_commit_hash", "_name_or_path", "architectures", "attn_implementation", "auto_map", "bos_token_id", "cache_implementation", "chunk_size_feed_forward", "decoder_start_token_id", "dtype", "eos_token_id", "id2label", "initializer_range", "is_decoder", "is_encoder_decoder", "is_llama_config", "label2id", "max_length", "model_type", "output_attentions", "output_hidden_states", "output_router_logits", "pad_token_id", "pretraining_tp", "problem_type", "return_dict", "router_aux_loss_coef", "sep_token_id", "task_specific_params", "torch_dtype", "transformers.js_config", "transformers_version", "trust_remote_code", "unk_token_id", "use_cache"]
+    [
+        "_attn_implementation",
+        "_commit_hash",
+        "_name_or_path",
+        "architectures",
+        "attn_implementation",
+        "auto_map",
+        "bos_token_id",
+        "cache_implementation",
+        "chunk_size_feed_forward",
+        "decoder_start_token_id",
+        "dtype",
+        "eos_token_id",
+        "id2label",
+        "initializer_range",
+        "is_decoder",
+        "is_encoder_decoder",
+        "is_llama_config",
+        "label2id",
+        "max_length",
+        "model_type",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "pad_token_id",
+        "pretraining_tp",
+        "problem_type",
+        "return_dict",
+        "router_aux_loss_coef",
+        "sep_token_id",
+        "task_specific_params",
+        "torch_dtype",
+        "transformers.js_config",
+        "transformers_version",
+        "trust_remote_code",
+        "unk_token_id",
+        "use_cache",
+    ]
 )
 
 

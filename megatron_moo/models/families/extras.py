@@ -1,8 +1,8 @@
 """Settings of a family for which Megatron has no flag.
 
 They travel in Megatron's own ``--spec`` flag, so that a recipe, a command line, a checkpoint's arguments and
-``--use-checkpoint-args`` all carry them: ``--spec megatron_moo FAMILY name=JSON …``. A family that plain Megatron flags
-describe needs no spec.
+``--use-checkpoint-args`` all carry them: ``--spec megatron_moo FAMILY name=JSON …``. A family that plain
+Megatron flags describe needs no spec.
 """
 
 from __future__ import annotations

@@ -23,7 +23,9 @@ def _read(config: Config, name: str, every: int) -> Model:
     pattern = config.integer("sliding_window_pattern", every)
     default = ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(config.layers())]
     kinds = config.pattern("layer_types", "sliding_attention", "full_attention", default)
-    common.window_flags(flags, config.integer("sliding_window", 4096), [kind == "sliding_attention" for kind in kinds])
+    common.window_flags(
+        flags, config.integer("sliding_window", 4096), [kind == "sliding_attention" for kind in kinds]
+    )
     extras |= {
         "embedding_multiplier": dims["hidden"] ** 0.5,
         "softmax_scale": config.number("query_pre_attn_scalar", 256.0) ** -0.5,
@@ -45,8 +47,14 @@ def _read(config: Config, name: str, every: int) -> Model:
 def post_norm_rules() -> list[Rule]:
     """The norms after attention and MLP."""
     return [
-        Rule(M + "self_attention.linear_proj.post_norm.weight", (H + "post_attention_layernorm.weight",), (("hidden",),)),
-        Rule(M + "mlp.linear_fc2.post_norm.weight", (H + "post_feedforward_layernorm.weight",), (("hidden",),)),
+        Rule(
+            M + "self_attention.linear_proj.post_norm.weight",
+            (H + "post_attention_layernorm.weight",),
+            (("hidden",),),
+        ),
+        Rule(
+            M + "mlp.linear_fc2.post_norm.weight", (H + "post_feedforward_layernorm.weight",), (("hidden",),)
+        ),
     ]
 
 

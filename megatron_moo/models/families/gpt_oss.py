@@ -1,4 +1,4 @@
-"""GPT-OSS in 16 or 32 bit: attention sinks, biases everywhere, YaRN, and a clamped gate in turn with the up projection."""
+"""GPT-OSS in 16 or 32 bit: attention sinks, biases, YaRN, and a clamped gate in turn with the up projection."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def read(config: Config) -> Model:
     }
     default = ["sliding_attention" if (i + 1) % 2 else "full_attention" for i in range(config.layers())]
     kinds = config.pattern("layer_types", "sliding_attention", "full_attention", default)
-    common.window_flags(flags, config.integer("sliding_window", 128), [kind == "sliding_attention" for kind in kinds])
+    common.window_flags(
+        flags, config.integer("sliding_window", 128), [kind == "sliding_attention" for kind in kinds]
+    )
     rules = (
         *common.frame_rules(tied),
         *common.norm_rules(common.MOE_NORM),
@@ -61,9 +63,14 @@ def _expert_rules() -> list[Rule]:
             InterleavedRows(transposed=True),
         ),
         Rule(
-            EXPERTS + "linear_fc1.bias", (_IN_ONE + "gate_up_proj_bias",), (("two_ffn",),), InterleavedRows(transposed=False)
+            EXPERTS + "linear_fc1.bias",
+            (_IN_ONE + "gate_up_proj_bias",),
+            (("two_ffn",),),
+            InterleavedRows(transposed=False),
         ),
-        Rule(EXPERTS + "linear_fc2.weight", (_IN_ONE + "down_proj",), (("expert_ffn", "hidden"),), Transposed()),
+        Rule(
+            EXPERTS + "linear_fc2.weight", (_IN_ONE + "down_proj",), (("expert_ffn", "hidden"),), Transposed()
+        ),
         Rule(EXPERTS + "linear_fc2.bias", (_IN_ONE + "down_proj_bias",), (("hidden",),)),
     ]
 
@@ -78,7 +85,9 @@ def _yarn(config: Config, flags: dict[str, Any], extras: dict[str, Any]) -> None
     given = given if given is not None else default
     if not isinstance(given, dict):
         raise MooError(f"rope_parameters is {given!r}, expected a mapping", config.where)
-    base, scaling = common.rope_settings(given, config.number("rope_theta", 150000.0), config.where, ("yarn",))
+    base, scaling = common.rope_settings(
+        given, config.number("rope_theta", 150000.0), config.where, ("yarn",)
+    )
     common.put_rope(flags, extras, base, scaling)
 
 

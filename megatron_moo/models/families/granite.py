@@ -23,7 +23,12 @@ def read(config: Config) -> Model:
         "softmax_scale": config.number("attention_multiplier", 1.0),
         "logit_multiplier": 1.0 / config.number("logits_scaling", 1.0),
     }
-    rules = (*common.frame_rules(tied), *common.norm_rules(), *common.attention_rules(), *common.gated_mlp_rules())
+    rules = (
+        *common.frame_rules(tied),
+        *common.norm_rules(),
+        *common.attention_rules(),
+        *common.gated_mlp_rules(),
+    )
     return Model("granite", config.layers(), dims, flags, extras, rules)
 
 

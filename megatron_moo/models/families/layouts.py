@@ -1,7 +1,7 @@
 """How tensors of a Hugging Face checkpoint lie inside one tensor of Megatron's, both ways.
 
-Every layout is a permutation: ``split(join(parts)) == parts`` bit for bit. Shapes are those of one layer (and one
-expert), without Megatron's leading axes.
+Every layout is a permutation: ``split(join(parts)) == parts`` bit for bit. Shapes are those of one layer (and
+one expert), without Megatron's leading axes.
 """
 
 from __future__ import annotations

@@ -20,9 +20,11 @@ class Rule:
     """One tensor of Megatron's checkpoint and the tensors of Hugging Face's that it is made of.
 
     Attributes:
-        megatron: key in the ``torch_dist`` checkpoint; below ``decoder.layers.`` it has a leading axis of layers, and
+        megatron: key in the ``torch_dist`` checkpoint; below ``decoder.layers.`` it has a leading axis of
+            layers, and
             below ``mlp.experts.experts.`` a second one of experts.
-        hf: names, with ``{layer}`` and ``{expert}`` to fill in. A rule over experts whose names lack ``{expert}`` finds
+        hf: names, with ``{layer}`` and ``{expert}`` to fill in. A rule over experts whose names lack
+            ``{expert}`` finds
             every expert in one tensor with a leading axis.
         shapes: shape of every part as names of :attr:`Model.dims`, without that axis.
         layout: how the parts lie in the whole.

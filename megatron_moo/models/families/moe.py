@@ -42,7 +42,10 @@ def expert_rules(router: str, expert: str, gate: str, up: str, down: str) -> lis
 def read_qwen3_moe(config: Config) -> Model:
     """Hugging Face's config to the model."""
     dims = common.sizes(config)
-    dims |= {"experts": _experts(config, "num_experts", 128), "expert_ffn": config.integer("moe_intermediate_size", 768)}
+    dims |= {
+        "experts": _experts(config, "num_experts", 128),
+        "expert_ffn": config.integer("moe_intermediate_size", 768),
+    }
     flags, extras = common.base_flags(config, dims), common.base_extras(dims)
     tied = common.tie(config, flags)
     common.rope(config, flags, extras, scaled=("llama3", "linear", "yarn"))

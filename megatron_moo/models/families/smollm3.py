@@ -24,7 +24,12 @@ def read(config: Config) -> Model:
     config.fixed("layer_types", ["full_attention"] * config.layers())
     _rotation(config, flags)
     flags["swiglu"] = True
-    rules = (*common.frame_rules(tied), *common.norm_rules(), *common.attention_rules(), *common.gated_mlp_rules())
+    rules = (
+        *common.frame_rules(tied),
+        *common.norm_rules(),
+        *common.attention_rules(),
+        *common.gated_mlp_rules(),
+    )
     return Model("smollm3", config.layers(), dims, flags, extras, rules)
 
 

@@ -1,7 +1,8 @@
 """Core attention with document masks, windows and context parallelism.
 
-Megatron's local ``DotProductAttention`` has no context parallelism and replaces the mask it is given when a window is
-set. This one gathers keys and values over the context-parallel group and masks by position in the whole sequence.
+Megatron's local ``DotProductAttention`` has no context parallelism and replaces the mask it is given when a
+window is set. This one gathers keys and values over the context-parallel group and masks by position in the
+whole sequence.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class GatherSequence(torch.autograd.Function):
 def zigzag_positions(length: int, size: int, device: torch.device) -> torch.Tensor:
     """Positions that every context-parallel rank holds, ``[size, length // size]``.
 
-    Megatron cuts a sequence into 2 x size chunks and gives rank r the chunks r and 2 x size - 1 - r, so that a causal
-    mask costs every rank the same.
+    Megatron cuts a sequence into 2 x size chunks and gives rank r the chunks r and 2 x size - 1 - r, so that
+    a causal mask costs every rank the same.
     """
     chunks = torch.arange(length, device=device).view(2 * size, -1)
     return torch.stack([torch.cat([chunks[r], chunks[2 * size - 1 - r]]) for r in range(size)])
@@ -54,9 +55,9 @@ class CoreAttention(torch.nn.Module):
 
     Args are those that Megatron's ``SelfAttention`` passes to a core attention.
 
-    ``forward`` takes query ``[s/cp, b, heads/tp, d]``, key and value ``[s/cp, b, groups/tp, d]`` and an optional
-    boolean mask ``[b or 1, 1, s, s]`` over the whole sequence, true where attention is forbidden (it is added to the
-    causal mask). Returns ``[s/cp, b, heads/tp * d]``.
+    ``forward`` takes query ``[s/cp, b, heads/tp, d]``, key and value ``[s/cp, b, groups/tp, d]`` and an
+    optional boolean mask ``[b or 1, 1, s, s]`` over the whole sequence, true where attention is forbidden (it
+    is added to the causal mask). Returns ``[s/cp, b, heads/tp * d]``.
     """
 
     def __init__(

@@ -11,7 +11,8 @@ from megatron_moo.models.modules.norm import Norm
 
 
 class RowParallel(RowParallelLinear):
-    """Row-parallel linear, then a norm (Gemma 2 and 3, OLMo 2 and 3) and a factor (Granite), as ``config.moo`` asks.
+    """Row-parallel linear, then a norm (Gemma 2 and 3, OLMo 2 and 3) and a factor (Granite), as
+    ``config.moo`` asks.
 
     Raises:
         ValueError: with a bias, which neither of those families has.

@@ -72,7 +72,8 @@ class Model(GPTModel):
 
 
 def prepare(config: Any, extras: Extras) -> None:
-    """Write what a ``TransformerConfig`` can hold of the settings into it, and the settings as ``config.moo``.
+    """Write what a ``TransformerConfig`` can hold of the settings into it, and the settings as
+    ``config.moo``.
 
     Raises:
         MooError: for settings that need modules of ours under Transformer Engine's spec.

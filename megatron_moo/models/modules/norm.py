@@ -1,8 +1,8 @@
 """RMSNorm and LayerNorm that Megatron can shard.
 
-Megatron's ``WrappedTorchNorm`` refuses sequence parallelism. Under it a norm sees a slice of the sequence on every
-tensor-parallel rank, so the gradient of its weight is a partial sum: the ``sequence_parallel`` mark makes Megatron's
-finalize add it up over tensor-parallel ranks.
+Megatron's ``WrappedTorchNorm`` refuses sequence parallelism. Under it a norm sees a slice of the sequence on
+every tensor-parallel rank, so the gradient of its weight is a partial sum: the ``sequence_parallel`` mark
+makes Megatron's finalize add it up over tensor-parallel ranks.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch.nn import functional
 class Norm(torch.nn.Module):
     """RMSNorm (Zhang and Sennrich 2019) or LayerNorm, as ``config.normalization`` says.
 
-    With ``config.layernorm_zero_centered_gamma`` the weight is stored as w and applied as 1 + w. A family's settings
-    (``config.moo``) may take the LayerNorm's bias away.
+    With ``config.layernorm_zero_centered_gamma`` the weight is stored as w and applied as 1 + w. A family's
+    settings (``config.moo``) may take the LayerNorm's bias away.
 
     Args:
         config: Megatron's ``TransformerConfig``.

@@ -14,7 +14,11 @@ class ParallelLayer(TransformerLayer):
     """Megatron's layer with attention and MLP side by side."""
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, rotary_pos_emb: Any = None, **_: Any
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        rotary_pos_emb: Any = None,
+        **_: Any,
     ) -> tuple[Tensor, None]:
         """``[s, b, h]`` to the same."""
         normed = self.input_layernorm(hidden_states)

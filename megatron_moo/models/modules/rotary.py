@@ -1,6 +1,7 @@
 """Rotary embedding with every scaling parameter, and two of them side by side.
 
-Megatron-Core 0.19.2 hard-codes the original length 8192 and the low and high factors 1 and 4 of Llama 3.1's scaling.
+Megatron-Core 0.19.2 hard-codes the original length 8192 and the low and high factors 1 and 4 of Llama 3.1's
+scaling.
 """
 
 from __future__ import annotations
@@ -83,8 +84,8 @@ def own_rotary(stock: Any, settings: dict[str, Any], size: int) -> float:
 class TwoRotary(torch.nn.Module):
     """Angles of the full and of the windowed layers side by side, ``[s, 1, 1, 2 x head]``.
 
-    A tensor travels through Megatron's block and its recomputation as one; :class:`..attention.SelfAttention` takes the
-    half that belongs to its layer.
+    A tensor travels through Megatron's block and its recomputation as one; :class:`..attention.SelfAttention`
+    takes the half that belongs to its layer.
     """
 
     def __init__(self, full: Any, local: Any) -> None:

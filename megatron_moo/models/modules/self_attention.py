@@ -13,8 +13,8 @@ from megatron_moo.models.modules.wide_norm import WideNorm
 class SelfAttention(StockSelfAttention):
     """Megatron's, as ``config.moo`` asks.
 
-    With ``local_rope`` the angles are ``[s, 1, 1, 2 x head]``: full layers take the first half, windowed ones the
-    second. With ``qk_norm`` wide, all heads of q are normalised together, and all of k.
+    With ``local_rope`` the angles are ``[s, 1, 1, 2 x head]``: full layers take the first half, windowed ones
+    the second. With ``qk_norm`` wide, all heads of q are normalised together, and all of k.
     """
 
     def __init__(self, *args: Any, **kw: Any) -> None:

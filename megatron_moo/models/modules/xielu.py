@@ -17,7 +17,7 @@ BETA, EPS, START = 0.5, -1e-6, 0.8
 class Xielu(torch.nn.Module):
     """``a_p x^2 + b x`` for positive x, ``a_n (exp(min(x, eps)) - 1 - x) + b x`` otherwise.
 
-    a_p and a_n are softplus of what is stored, a_n plus b; b = 0.5. Every tensor-parallel rank holds both scalars; their
+    a_p and a_n are softplus of what is stored, a_n plus b; b = 0.5. Every tensor-parallel rank holds both; their
     gradients are summed over the ranks in the backward pass.
     """
 
@@ -30,7 +30,10 @@ class Xielu(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Element by element; same shape and dtype."""
-        stored_p, stored_n = (copy_to_tensor_model_parallel_region(alpha, group=self.tp_group) for alpha in (self.alpha_p, self.alpha_n))
+        stored_p, stored_n = (
+            copy_to_tensor_model_parallel_region(alpha, group=self.tp_group)
+            for alpha in (self.alpha_p, self.alpha_n)
+        )
         alpha_p, alpha_n = functional.softplus(stored_p), BETA + functional.softplus(stored_n)
         low = x.clamp(max=torch.tensor(EPS, dtype=x.dtype).item())
         return torch.where(x > 0, alpha_p * x * x + BETA * x, (torch.expm1(low) - x) * alpha_n + BETA * x)

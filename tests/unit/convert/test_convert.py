@@ -77,11 +77,11 @@ def test_an_interrupted_conversion_leaves_nothing(
     module = importer if what == "import" else exporter
     name = "make_part" if what == "import" else "read_parts"
     monkeypatch.setattr(module, name, failing(getattr(module, name)))
+    convert, source = (
+        (import_checkpoint, folder) if what == "import" else (export_checkpoint, tmp_path / "megatron")
+    )
     with pytest.raises(KeyboardInterrupt):
-        if what == "import":
-            import_checkpoint(folder, tmp_path / "out")
-        else:
-            export_checkpoint(tmp_path / "megatron", tmp_path / "out")
+        convert(source, tmp_path / "out")
     assert len(calls) == 5
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == []
 

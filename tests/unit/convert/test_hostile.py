@@ -27,7 +27,8 @@ LONG = "a" * 10_000
 SHARD = "model-00001-of-00002.safetensors"
 HOSTILE_NAMES: tuple[Any, ...] = (
     "../" + SHARD, "/etc/passwd", "a/../../" + SHARD, "nul\0.safetensors", "dir\\" + SHARD,
-    "https://example.org/" + SHARD, "", [SHARD], "missing.safetensors", "/dev/zero", LONG + ".safetensors", None, 7, {"a": 1},
+    "https://example.org/" + SHARD, "", [SHARD], "missing.safetensors", "/dev/zero", LONG + ".safetensors", None, 7,
+    {"a": 1},
     "model.safetensors.index.json", ".hidden.safetensors",
 )  # fmt: skip
 
