@@ -72,8 +72,17 @@ class NoSynchronisation(TorchDispatchMode):
         name = func.__name__.split(".")[0]
         if name in WAITING or name in CHECKED:
             raise AssertionError(f"{name} waits for the device")
+        if name.startswith("index") and len(args) > 1 and _has_mask(args[1]):
+            raise AssertionError(f"{name} by a mask waits for the device")
         self.seen.add(name)
         return func(*args, **(kwargs or {}))
+
+
+def _has_mask(indices: Any) -> bool:
+    """Whether indices hold a boolean tensor: how many values it selects is known on the device only."""
+    return isinstance(indices, list | tuple) and any(
+        isinstance(index, torch.Tensor) and index.dtype == torch.bool for index in indices
+    )
 
 
 @pytest.fixture
