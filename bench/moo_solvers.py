@@ -23,16 +23,16 @@ from megatron_moo.moo import make_method
 
 WANTED = {"mgda": 50, "cagrad": 50, "fairgrad": 10, "dualproj": 2, "upgrad": 1, "pcgrad": 1}
 WANTED |= {"imtl_g": 1, "aligned_mtl": 1, "config": 1}
-THEIRS: dict[str, torch.nn.Module] = {
-    "mgda": tj.MGDAWeighting(),
-    "cagrad": tj.CAGradWeighting(c=0.5),
-    "fairgrad": tj.FairGradWeighting(alpha=1.0),
-    "dualproj": tj.DualProjWeighting(),
-    "upgrad": tj.UPGradWeighting(),
-    "pcgrad": tj.PCGradWeighting(),
-    "imtl_g": tj.IMTLGWeighting(),
-    "aligned_mtl": tj.AlignedMTLWeighting(),
-    "config": tj.ConFIG(),
+THEIRS: dict[str, Callable[[], torch.nn.Module]] = {
+    "mgda": tj.MGDAWeighting,
+    "cagrad": partial(tj.CAGradWeighting, c=0.5),
+    "fairgrad": partial(tj.FairGradWeighting, alpha=1.0),
+    "dualproj": tj.DualProjWeighting,
+    "upgrad": tj.UPGradWeighting,
+    "pcgrad": tj.PCGradWeighting,
+    "imtl_g": tj.IMTLGWeighting,
+    "aligned_mtl": tj.AlignedMTLWeighting,
+    "config": tj.ConFIG,
 }
 MAIN = (512, 8)
 OTHERS = [(1, 8), (32, 8), (4096, 8), (512, 2), (512, 4), (512, 16)]
@@ -49,13 +49,19 @@ def cpu_ms(work: Callable[[], object], runs: int) -> float:
     return 1e3 * best
 
 
-def measure(name: str, J: torch.Tensor, limit: int) -> tuple[float, float, bool]:
-    """(ours, theirs, whether theirs was scaled up) in milliseconds for all Gramians of ``J [B, K, n]``."""
+def measure(name: str, J: torch.Tensor, limit: int) -> tuple[float, float | None, bool]:
+    """(ours, theirs, whether theirs was scaled up) in milliseconds for all Gramians of ``J [B, K, n]``.
+
+    Theirs is None without the packages that it needs: its projections call quadprog, which is GPL and no requirement
+    of ours (``pip install quadprog qpsolvers`` to compare).
+    """
     G = J @ J.mT
-    method = make_method(name)
-    ours = cpu_ms(partial(method, G), 10 if len(G) <= 512 else 4)
+    ours = cpu_ms(partial(make_method(name), G), 10 if len(G) <= 512 else 4)
     items = (J if name == "config" else G)[:limit]
-    weighting = THEIRS[name]
+    try:
+        weighting = THEIRS[name]()
+    except ImportError:
+        return ours, None, False
     theirs = cpu_ms(lambda: [weighting(item) for item in items], 3 if len(items) <= 64 else 1)
     return ours, theirs * len(G) / len(items), len(items) < len(G)
 
@@ -69,8 +75,11 @@ def table(sizes: list[tuple[int, int]], limit_of: Callable[[int, int], int], wan
         J = torch.randn(batch, k, 3 * k, generator=generator, dtype=torch.float64)
         for name in THEIRS:
             ours, theirs, scaled = measure(name, J, limit_of(batch, k))
-            cells = [name, str(batch), str(k), f"{ours:.2f}", f"{'~' if scaled else ''}{theirs:.1f}"]
-            cells.append(f"{theirs / ours:.1f}")
+            cells = [name, str(batch), str(k), f"{ours:.2f}"]
+            if theirs is None:
+                cells += ["not installed", "-"]
+            else:
+                cells += [f"{'~' if scaled else ''}{theirs:.1f}", f"{theirs / ours:.1f}"]
             lines.append("| " + " | ".join([*cells, *([f">= {WANTED[name]}"] if wanted else [])]) + " |")
     return lines
 
