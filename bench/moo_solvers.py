@@ -114,9 +114,9 @@ def page(quick: bool) -> str:
         "",
         "## Other sizes",
         "",
-        "The number of steps is fixed, so that nothing waits for the device; it costs some milliseconds however few the",
-        "blocks are. For one block, and for upgrad at K = 16, one Gramian after another through TorchJD is as fast or",
-        "faster; the gain is in the batch (and on a GPU, which it never makes wait).",
+        "The number of steps is fixed, so that nothing waits for the device; it costs some milliseconds however few",
+        "the blocks are. For one block, and for upgrad at K = 16, one Gramian after another through TorchJD is as",
+        "fast or faster; the gain is in the batch (and on a GPU, which it never makes wait).",
         "",
     ]
     rest = [*note, *table(OTHERS, lambda batch, k: 32, wanted=False)]
