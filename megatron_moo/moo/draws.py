@@ -41,20 +41,35 @@ class BlockKeys:
     def order(self, problem: Problem) -> Tensor:
         """The order that was given, or a random one: for every row i the other rows, ``[B, K, K-1]``.
 
-        The place of j depends on (key, i, j) alone, so an absent row does not change the order of the others.
+        The place of j depends on (key, i, j) alone, not on K, so an absent row does not change the order of the
+        others, and neither does leaving out the last one.
         """
         if problem.order is not None:
             return problem.order
         k = problem.p.shape[-1]
-        draw = uniform(self(problem), k * k).unflatten(-1, (k, k))
+        draw = at_places(self(problem), _pairs(k, problem.p.device)).unflatten(-1, (k, k))
         draw = draw + 2.0 * torch.eye(k, dtype=draw.dtype, device=draw.device)  # i itself comes last
         return draw.sort(dim=-1, stable=True).indices[..., : k - 1]
 
 
+def _pairs(k: int, device: torch.device) -> Tensor:
+    """A number for every pair (i, j), row by row ``[k * k]``: j^2 + i where i < j, else i^2 + i + j.
+
+    Pairs of small numbers come first (Szudzik's pairing), so a number does not depend on k.
+    """
+    j = torch.arange(k, dtype=torch.int64, device=device)
+    i = j.unsqueeze(-1)
+    return torch.where(i < j, j * j + i, i * i + i + j).flatten()
+
+
 def uniform(keys: Tensor, count: int) -> Tensor:
     """``count`` numbers in (0, 1) per key, fp64 ``[..., count]``."""
-    places = torch.arange(1, count + 1, dtype=torch.int64, device=keys.device) * _signed(_GOLDEN)
-    bits = mix(keys.unsqueeze(-1) + places)
+    return at_places(keys, torch.arange(count, dtype=torch.int64, device=keys.device))
+
+
+def at_places(keys: Tensor, places: Tensor) -> Tensor:
+    """The numbers in (0, 1) that stand at ``places`` ``[N]`` (int64, from 0) of every key's sequence, ``[..., N]``."""
+    bits = mix(keys.unsqueeze(-1) + (places + 1) * _signed(_GOLDEN))
     return (_shift(bits, 11).to(torch.float64) + 0.5) * 2.0**-53
 
 

@@ -106,7 +106,8 @@ def moo_config(args: Any, objectives: int) -> MooConfig:
         raise MooError(
             f"unknown method {args.moo_method!r}", "--moo-method", f"choose from {', '.join(sorted(METHODS))}"
         )
-    if "cross" in METHODS[args.moo_method.split(":")[-1]].needs:
+    spec = METHODS[args.moo_method.split(":")[-1]]
+    if "cross" in (*spec.needs, *spec.takes):
         raise MooError(
             f"{args.moo_method} needs two independent batches of every objective, which training does not draw",
             "--moo-method",

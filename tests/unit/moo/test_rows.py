@@ -97,3 +97,16 @@ def test_one_row(name: str) -> None:
     w = make_method(name)(torch.tensor([[4.0]], dtype=torch.float64), **inputs(name, 1))
     expected = {"cagrad": 1.5, "ema": 1.5, "nash_mtl": 0.5, "fairgrad": 0.5}.get(name, 1.0)
     assert w.item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["pcgrad", "gradvac"])
+def test_a_last_row_that_is_absent_leaves_the_drawn_order_alone(name: str) -> None:
+    """Orders are drawn per pair (i, j), whatever K is: with the row and without it the others weigh the same."""
+    generator = torch.Generator().manual_seed(0)
+    J = torch.randn(40, 6, 9, dtype=torch.float64, generator=generator)
+    J[:, 5] = 0.0
+    given = {"step": 3, "block": [f"block {i}" for i in range(40)]}
+    with_it = make_method(name)(J @ J.mT, **given)
+    without = make_method(name)(J[:, :5] @ J[:, :5].mT, **given)
+    torch.testing.assert_close(with_it[:, :5], without, rtol=1e-12, atol=0)
+    assert not with_it[:, 5].any()

@@ -77,6 +77,8 @@ def test_slots() -> None:
     ("flags", "message"),
     [
         (("--moo-method", "magic"), "--moo-method: unknown method 'magic'; choose from .*cagrad"),
+        (("--moo-method", "sdmgrad"), "--moo-method: sdmgrad needs two independent batches"),
+        (("--moo-method", "ema:modo"), "--moo-method: ema:modo needs two independent batches"),
         (("--moo-block", "tensor"), "--moo-block: unknown value 'tensor'; choose from bucket, layer"),
         (("--moo-rescale", "max"), "--moo-rescale"),
         (("--moo-rows", "fp8"), "--moo-rows"),
