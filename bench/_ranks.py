@@ -112,7 +112,7 @@ class Variant:
         from megatron.core.utils import get_model_config
 
         from megatron_moo.buckets.lanes import find_lanes
-        from megatron_moo.buckets.seam import peer_groups
+        from megatron_moo.buckets.placement import peer_groups
         from megatron_moo.training.forward import forward_step
         from tests.distributed.ranks import batches_of_rank
 

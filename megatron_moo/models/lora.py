@@ -202,7 +202,7 @@ def freeze(model: Any, pattern: str) -> None:
     Raises:
         MooError: when it is found nowhere in a model on one pipeline stage, or everywhere on this stage.
     """
-    from megatron_moo.buckets.seam import global_names
+    from megatron_moo.buckets.placement import global_names
 
     class Chunk:  # global_names reads a wrapped chunk
         module = model

@@ -12,7 +12,8 @@ import torch.distributed as dist
 
 from megatron_moo.buckets.lanes import find_lanes
 from megatron_moo.buckets.modes import make_step_class
-from megatron_moo.buckets.seam import Seam, check_version, peer_groups
+from megatron_moo.buckets.placement import peer_groups
+from megatron_moo.buckets.seam import Seam, check_version
 from megatron_moo.data import (
     LaneBatches,
     LaneSchedule,

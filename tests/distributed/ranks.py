@@ -12,7 +12,8 @@ import torch
 
 from megatron_moo.buckets.config import MooConfig
 from megatron_moo.buckets.modes import make_step_class
-from megatron_moo.buckets.seam import Seam, global_names, peer_groups
+from megatron_moo.buckets.placement import global_names, peer_groups
+from megatron_moo.buckets.seam import Seam
 from megatron_moo.buckets.step import MooStep
 from megatron_moo.training.metrics import LossBook
 from tests.distributed.case import Case, batch
@@ -202,7 +203,7 @@ def buckets_of(model: list[Any]) -> dict[str, str]:
     """Name of the bucket that holds each parameter of this rank."""
     from megatron.core import parallel_state as ps
 
-    from megatron_moo.buckets.seam import bucket_groups
+    from megatron_moo.buckets.placement import bucket_groups
 
     stage, found = ps.get_pipeline_model_parallel_rank(), {}
     for number, chunk in enumerate(model):
@@ -218,7 +219,7 @@ def own_grads(model: list[Any]) -> list[dict[str, Any]]:
     """What this rank owns of the update: per parameter its place in the whole and the values of its shard."""
     from megatron.core import parallel_state as ps
 
-    from megatron_moo.buckets.seam import bucket_groups
+    from megatron_moo.buckets.placement import bucket_groups
 
     pieces = []
     for chunk in model:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from megatron_moo.buckets.seam import global_names
+from megatron_moo.buckets.placement import global_names
 from tests.distributed.case import Case, full_weight
 
 

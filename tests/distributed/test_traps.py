@@ -38,4 +38,6 @@ def test_trap_bites(pool: RankPool, trap: str, case: Case) -> None:
 
 def test_every_trap_is_used() -> None:
     public = {name for name in vars(traps) if not name.startswith("_") and callable(getattr(traps, name))}
-    assert {name for name in public if name.islower()} - {"seam", "step"} == {name for name, _ in TRAPS}
+    assert {name for name in public if name.islower()} - {"placement", "seam", "step"} == {
+        name for name, _ in TRAPS
+    }

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_moo.buckets import seam, step
+from megatron_moo.buckets import placement, seam, step
 from megatron_moo.buckets.blocks import Kind
 
 
 def _kinds(change: dict[Kind, Kind]) -> None:
-    stock = seam._kind_of
-    seam._kind_of = lambda *args: change.get(kind := stock(*args), kind)
+    stock = placement._kind_of
+    placement._kind_of = lambda *args: change.get(kind := stock(*args), kind)
 
 
 def count_replicas_everywhere() -> None:
