@@ -128,6 +128,9 @@ def _to_tensorboard(writer: Any, record: dict[str, Any], step: int) -> None:
     scalars |= {f"phase_s/{name}": seconds for name, seconds in record["phase_s"].items()}
     scalars |= {f"stationarity/{block}": norm for block, norm in moo["stationarity"].items()}
     scalars |= {f"conflict/{block}": rate for block, rate in moo["conflict"].items()}
+    scalars |= {f"norm/{block}": norm for block, norm in moo["norm"].items()}
+    scalars |= {f"samples/{tag}": count for tag, count in record["samples"].items()}
+    scalars |= {name: record[name] for name in ("step_time_s", "tokens_per_s")}
     scalars |= {"moo/conflict_rate": moo["conflict_rate"], "moo/cosine_same": moo["cosine_same"]}
     for block, weights in moo["weights"].items():
         scalars |= {f"weights/{block}/{objective}": w for objective, w in weights.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import sys
@@ -91,7 +92,7 @@ def plan_run(recipe: Recipe, runs: Path, progress: Callable[[str], None]) -> Run
             "leave it out to get one micro-batch per lane and slot",
         )
     run_dir = Path(values.get("run-dir") or runs / recipe.name)
-    corpus_dir = Path(values.get("corpus") or runs / "data")
+    corpus_dir = Path(values.get("corpus") or runs / "data" / _corpus_name(Path(values["languages"])))
     progress("preparing the languages")
     corpus = build_corpus(manifest, corpus_dir)
     values |= {
@@ -116,6 +117,12 @@ def plan_run(recipe: Recipe, runs: Path, progress: Callable[[str], None]) -> Run
         f"{world} rank{'s' if world > 1 else ''} on {'GPU' if platform.has_gpu() else 'CPU'}"
     )
     return RunPlan(run_dir, values, world, int(args.train_iters), summary)
+
+
+def _corpus_name(manifest: Path) -> str:
+    """Folder of a manifest's corpus: its own, so that runs of two manifests do not replace each other's."""
+    place = str(manifest.resolve())
+    return f"{manifest.resolve().parent.name}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
 
 
 def _world(values: dict[str, Any]) -> int:

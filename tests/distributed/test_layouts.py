@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.distributed.assemble import errors, gramian_error
@@ -42,4 +44,31 @@ def test_blocks_of_buckets(pool: RankPool, case: Case) -> None:
     assert len(set(buckets.values())) > 2
     reference = pool.run(reference_worker, 1, case, buckets=buckets, timeout=120)[0]
     assert max(errors(ranks, reference).values()) <= case.tolerance
+    assert gramian_error(ranks, reference) <= 1e-5
+
+
+METHODS = (
+    ("mean", {}),
+    ("token", {}),
+    ("sum", {}),
+    ("fixed", {"weights": (0.5, 0.2, 0.2, 0.1)}),
+    ("mgda", {}),
+    ("cagrad", {"c": 0.5}),
+    ("pcgrad", {}),
+)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("dp", [1, 2, 4])
+@pytest.mark.parametrize(("method", "options"), METHODS, ids=[name for name, _ in METHODS])
+def test_every_method_at_every_data_parallel_size(
+    pool: RankPool, method: str, options: dict[str, Any], dp: int
+) -> None:
+    """Four objectives on 1 lane x 4 slots, 2 x 2 and 4 x 1."""
+    case = Case(
+        method, dp=dp, slots=4 // dp, objectives=4, method=method, options=options, flags=SMALL_BUCKETS
+    )
+    ranks = pool.run(layout_worker, case.world, case, timeout=120)
+    reference = pool.run(reference_worker, 1, case, timeout=120)[0]
+    assert max(errors(ranks, reference).values()) <= 1e-5
     assert gramian_error(ranks, reference) <= 1e-5

@@ -20,6 +20,15 @@ def losses_of(run: Path) -> dict[int, dict[str, float]]:
     return {line["step"]: line["loss"] for line in lines_of(run) if "loss" in line and "event" not in line}
 
 
+def scalars_of(folder: Path) -> dict[str, dict[int, float]]:
+    """What tensorboard would draw: value by step of every tag."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+
+
 @pytest.mark.timeout(400)
 def test_a_run_and_its_resumption(command: Command, three_languages: Path, tmp_path: Path) -> None:
     whole = command("train", "tiny.yaml", "--run-dir", "whole")
@@ -30,7 +39,8 @@ def test_a_run_and_its_resumption(command: Command, three_languages: Path, tmp_p
         assert word in whole.stdout, whole.stdout
     run = tmp_path / "whole"
     assert (run / "report.html").stat().st_size > 10_000
-    assert list((run / "tensorboard").iterdir())
+        True
+    ]
     assert (run / "checkpoints" / "latest_checkpointed_iteration.txt").read_text() == "6"
 
     steps = [line for line in lines_of(run) if "event" not in line]
@@ -48,6 +58,25 @@ def test_a_run_and_its_resumption(command: Command, three_languages: Path, tmp_p
     assert [line["step"] for line in valid] == [0, 6]
     assert valid[0]["unseen"] == ["nl"] and set(valid[0]["loss"]) == {"el", "ko", "tr", "nl"}
     assert 5.0 < valid[0]["loss"]["nl"] < 7.0, "an untrained byte model knows about ln 257 nats"
+    drawn = scalars_of(run / "tensorboard")
+    assert drawn["loss/el"] == pytest.approx({step["step"]: step["loss"]["el"] for step in steps}, rel=1e-6)
+    for tag, part in (
+        ("stationarity/model", "stationarity"),
+        ("norm/head", "norm"),
+        ("conflict/head", "conflict"),
+    ):
+        expected = {step["step"]: step["moo"][part][tag.split("/")[1]] for step in steps}
+        assert drawn[tag] == pytest.approx(expected, rel=1e-5)
+    assert {
+        "tokens/ko",
+        "samples/ko",
+        "phase_s/exchange",
+        "weights/head/tr",
+        "cosine/el~ko",
+        "step_time_s",
+    } <= set(drawn)
+    corpora = [path.name for path in (tmp_path / "runs" / "data").iterdir() if not path.name.startswith(".")]
+    assert len(corpora) == 1 and corpora[0].startswith(f"{tmp_path.name}-"), "a manifest has a corpus of its own"
     recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     assert recipe["flags"]["moo-slots"] == 2 and recipe["versions"]["megatron-core"] == "0.19.2"
 
