@@ -39,8 +39,6 @@ def test_a_run_and_its_resumption(command: Command, three_languages: Path, tmp_p
         assert word in whole.stdout, whole.stdout
     run = tmp_path / "whole"
     assert (run / "report.html").stat().st_size > 10_000
-        True
-    ]
     assert (run / "checkpoints" / "latest_checkpointed_iteration.txt").read_text() == "6"
 
     steps = [line for line in lines_of(run) if "event" not in line]
@@ -76,7 +74,9 @@ def test_a_run_and_its_resumption(command: Command, three_languages: Path, tmp_p
         "step_time_s",
     } <= set(drawn)
     corpora = [path.name for path in (tmp_path / "runs" / "data").iterdir() if not path.name.startswith(".")]
-    assert len(corpora) == 1 and corpora[0].startswith(f"{tmp_path.name}-"), "a manifest has a corpus of its own"
+    assert len(corpora) == 1 and corpora[0].startswith(f"{tmp_path.name}-"), (
+        "a manifest has a corpus of its own"
+    )
     recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     assert recipe["flags"]["moo-slots"] == 2 and recipe["versions"]["megatron-core"] == "0.19.2"
 
