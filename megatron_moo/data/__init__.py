@@ -11,7 +11,7 @@ from megatron_moo.data.mixed import MixedBatches
 from megatron_moo.data.sampler import LanguageSampler
 from megatron_moo.data.schedule import LaneSchedule
 from megatron_moo.data.scores import EarlyStopping, Scores, score
-from megatron_moo.data.shares import Shares, plan_shares, small_language_notes
+from megatron_moo.data.shares import Shares, expected_positions, plan_shares, small_language_notes
 from megatron_moo.data.validation import ValidationBatches
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Stream",
     "ValidationBatches",
     "build_corpus",
+    "expected_positions",
     "load_manifest",
     "open_corpus",
     "plan_shares",

@@ -13,7 +13,7 @@ from megatron_moo.data.permutation import stable_hash
 from megatron_moo.data.quota import draw, normalise, sequence_key
 from megatron_moo.data.sampler import LanguageSampler
 from megatron_moo.data.schedule import LaneSchedule
-from megatron_moo.data.shares import Shares, plan_shares
+from megatron_moo.data.shares import Shares, drawn_report, expected_positions, plan_shares
 from megatron_moo.errors import MooError
 
 
@@ -69,6 +69,7 @@ class LaneBatches:
         self._members = _members(manifest, self.shares)
         self._step, self._law_began = start_step, start_step
         self._consumed = dict.fromkeys(self._tags, 0)
+        self._before_law = dict.fromkeys(self._tags, 0)
         self._turns = dict.fromkeys(manifest.objectives, 0)
         self._retired: dict[str, int] = {}
         self._queue: deque[tuple[int, int, int]] = deque()
@@ -130,6 +131,7 @@ class LaneBatches:
             "turns": dict(self._turns),
             "law": self.law_fingerprint(),
             "law_began": self._law_began,
+            "before_law": dict(self._before_law),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -147,8 +149,10 @@ class LaneBatches:
         if state.get("law") == self.law_fingerprint():
             self._law_began = int(state["law_began"])
             self._turns = {name: int(state["turns"][name]) for name in self.manifest.objectives}
+            before = state.get("before_law", {})
+            self._before_law = {tag: int(before.get(tag, 0)) for tag in self._tags}
         else:
-            self._law_began = self._step
+            self._law_began, self._before_law = self._step, dict(self._consumed)
             self._turns = dict.fromkeys(self.manifest.objectives, 0)
 
     @property
@@ -156,30 +160,19 @@ class LaneBatches:
         """Steps finished since training began."""
         return self._step
 
+    @property
+    def law_began(self) -> int:
+        """Step at which the present law began: the schedule counts from there."""
+        return self._law_began
+
     def drawn(self) -> dict[str, int]:
         """Samples drawn per language, over all ranks, as of the last finished step."""
         return dict(self._consumed)
 
     def report(self) -> dict[str, dict[str, float]]:
-        """Asked against drawn, per language: ``asked`` and ``drawn`` token shares, ``tokens``, ``samples``,
-        ``epochs``.
-
-        ``drawn`` counts target tokens since training began; ``asked`` is the present law's.
-        """
-        from megatron_moo.data.shares import tokens_drawn
-
-        tokens = {tag: tokens_drawn(self.sampler, tag, n) for tag, n in self._consumed.items()}
-        total = max(1, sum(tokens.values()))
-        return {
-            tag: {
-                "asked": self.shares.tokens[tag],
-                "drawn": tokens[tag] / total,
-                "tokens": tokens[tag],
-                "samples": n,
-                "epochs": n / self.sampler.samples(tag),
-            }
-            for tag, n in self._consumed.items()
-        }
+        """Asked against drawn per language since the present law began: see ``shares.drawn_report``."""
+        expected = expected_positions(self.manifest, self.shares, self.schedule)
+        return drawn_report(self.sampler, self.shares, expected, self._consumed, self._before_law)
 
 
 def _members(manifest: Manifest, shares: Shares) -> dict[str, tuple[list[int], tuple[float, ...], str]]:

@@ -84,7 +84,7 @@ def shares_table(manifest: Manifest, sampler: LanguageSampler) -> Table:
             f"{100 * shares.positions[tag]:.3f}",
             f"{sampler.samples(tag):,}",
         )
-    table.caption = "\n".join(small_language_notes(manifest, sampler, shares)) or None
+    table.caption = "\n".join(small_language_notes(manifest, sampler)) or None
     return table
 
 

@@ -11,7 +11,7 @@ from megatron_moo.data.manifest import Manifest
 from megatron_moo.data.permutation import stable_hash
 from megatron_moo.data.quota import draw, normalise, sequence_key
 from megatron_moo.data.sampler import LanguageSampler
-from megatron_moo.data.shares import Shares, plan_shares
+from megatron_moo.data.shares import Shares, drawn_report, plan_shares
 from megatron_moo.errors import MooError
 
 
@@ -53,6 +53,7 @@ class MixedBatches:
         self._key = sequence_key(seed, "mixed")
         self._step = self._law_began = 0
         self._consumed = dict.fromkeys(self._tags, 0)
+        self._before_law = dict.fromkeys(self._tags, 0)
         self._retired: dict[str, int] = {}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -94,6 +95,7 @@ class MixedBatches:
             "consumed": consumed,
             "law": self._fingerprint(),
             "law_began": self._law_began,
+            "before_law": dict(self._before_law),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -103,8 +105,18 @@ class MixedBatches:
         self._step = int(state["step"])
         self._consumed = {tag: consumed.pop(tag, 0) for tag in self._tags}
         self._retired = consumed
-        self._law_began = int(state["law_began"]) if state.get("law") == self._fingerprint() else self._step
+        if state.get("law") == self._fingerprint():
+            self._law_began = int(state["law_began"])
+            before = state.get("before_law", {})
+            self._before_law = {tag: int(before.get(tag, 0)) for tag in self._tags}
+        else:
+            self._law_began, self._before_law = self._step, dict(self._consumed)
 
     def drawn(self) -> dict[str, int]:
         """Samples drawn per language over all ranks, as of the last finished step."""
         return dict(self._consumed)
+
+    def report(self) -> dict[str, dict[str, float]]:
+        """Asked against drawn per language since the present law began: see ``shares.drawn_report``."""
+        expected = dict(zip(self._tags, self._positions, strict=True))
+        return drawn_report(self.sampler, self.shares, expected, self._consumed, self._before_law)

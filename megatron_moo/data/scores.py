@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from megatron_moo.errors import MooError
 
@@ -17,17 +18,25 @@ class Scores:
     Attributes:
         loss: nats per target token, per language.
         bits_per_byte: per language; comparable between languages and tokenizers.
-        macro: mean of bits_per_byte over the languages, each counted once.
-        worst: the language with the highest bits_per_byte.
+        macro: mean of bits_per_byte over the languages that are trained on, each counted once.
+        worst: the one of them with the highest bits_per_byte.
+        macro_unseen, worst_unseen: the same over the other languages; None without any.
     """
 
     loss: dict[str, float]
     bits_per_byte: dict[str, float]
     macro: float
     worst: str
+    macro_unseen: float | None = None
+    worst_unseen: str | None = None
 
 
-def score(nats: Mapping[str, float], tokens: Mapping[str, float], text_bytes: Mapping[str, int]) -> Scores:
+def score(
+    nats: Mapping[str, float],
+    tokens: Mapping[str, float],
+    text_bytes: Mapping[str, int],
+    unseen: Sequence[str] = (),
+) -> Scores:
     """Scores from summed losses.
 
     Args:
@@ -35,6 +44,7 @@ def score(nats: Mapping[str, float], tokens: Mapping[str, float], text_bytes: Ma
         tokens: scored targets per language.
         text_bytes: UTF-8 bytes of the text per language (``corpus.bytes``). End-of-document targets count in
             the nats and have no bytes.
+        unseen: those of the languages that are not trained on.
 
     Raises:
         MooError: no language, or one without tokens or bytes.
@@ -46,9 +56,16 @@ def score(nats: Mapping[str, float], tokens: Mapping[str, float], text_bytes: Ma
             raise MooError(f"language {tag!r} scored no tokens", "validation", "give it validation text")
     loss = {tag: nats[tag] / tokens[tag] for tag in nats}
     bits = {tag: nats[tag] / math.log(2) / text_bytes[tag] for tag in nats}
+    seen = [tag for tag in nats if tag not in set(unseen)]
+    return Scores(loss, bits, *_macro_and_worst(bits, seen), *_macro_and_worst(bits, unseen))
+
+
+def _macro_and_worst(bits: Mapping[str, float], tags: Sequence[str]) -> tuple[Any, Any]:
+    if not tags:
+        return None, None
     # A NaN is the worst there is: max alone would skip over it.
-    worst = max(bits, key=lambda tag: math.inf if math.isnan(bits[tag]) else bits[tag])
-    return Scores(loss, bits, sum(bits.values()) / len(bits), worst)
+    worst = max(tags, key=lambda tag: math.inf if math.isnan(bits[tag]) else bits[tag])
+    return sum(bits[tag] for tag in tags) / len(tags), worst
 
 
 @dataclass
@@ -72,26 +89,35 @@ class EarlyStopping:
     def __post_init__(self) -> None:
         if self.tags is not None and self.watch not in ("macro", "worst", *self.tags):
             known = ", ".join(["macro", "worst", *self.tags])
-            raise MooError(f"cannot watch {self.watch!r}", "early stopping", f"choose one of {known}")
+            raise MooError(f"cannot watch {self.watch!r}", "--moo-early-stop", f"choose one of {known}")
+        if self.patience < 1:
+            raise MooError(f"{self.patience} validations", "--moo-patience", "give at least 1")
 
     def update(self, scores: Scores) -> bool:
         """Take in a validation; True: stop now."""
-        if self.watch == "macro":
-            value = scores.macro
-        elif self.watch == "worst":
-            value = scores.bits_per_byte[scores.worst]
-        else:
-            value = scores.bits_per_byte[self.watch]
+        value = self.value(scores)
         if value < self.best - self.least:
             self.best, self.waited = value, 0
         else:
             self.waited += 1
+        return self.exhausted
+
+    def value(self, scores: Scores) -> float:
+        """The watched number, in bits per byte."""
+        if self.watch == "macro":
+            return scores.macro
+        return scores.bits_per_byte[scores.worst if self.watch == "worst" else self.watch]
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether ``patience`` validations in a row brought nothing."""
         return self.waited >= self.patience
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, Any]:
         """What a resume needs."""
-        return {"best": self.best, "waited": self.waited}
+        return {"watch": self.watch, "best": self.best, "waited": self.waited}
 
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Continue counting."""
-        self.best, self.waited = float(state["best"]), int(state["waited"])
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue counting; what another number reached counts for nothing."""
+        if state["watch"] == self.watch:
+            self.best, self.waited = float(state["best"]), int(state["waited"])

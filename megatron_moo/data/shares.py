@@ -1,13 +1,17 @@
-"""From the manifest's law to what a schedule draws, and what small languages repeat."""
+"""From the manifest's law to what a schedule draws, what was drawn, and what small languages repeat."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from megatron_moo.data.laws import objective_shares, position_shares, token_shares
 from megatron_moo.data.manifest import Manifest
 from megatron_moo.data.sampler import LanguageSampler
+from megatron_moo.data.schedule import LaneSchedule
 from megatron_moo.data.views import WindowView
+
+MANY_REPEATS = 4  # passes over the same text up to which repeating costs little (Muennighoff et al. 2023)
 
 
 @dataclass(frozen=True)
@@ -74,17 +78,74 @@ def tokens_drawn(sampler: LanguageSampler, tag: str, consumed: int) -> int:
     return epochs * view.targets + sum(sampler.targets(tag, first + i) for i in range(rest))
 
 
-def small_language_notes(
-    manifest: Manifest, sampler: LanguageSampler, shares: Shares, total_tokens: int | None = None
-) -> list[str]:
-    """Warnings, one line per language that is shorter than a sample, has one document, or will repeat more
-    than four times.
+def expected_positions(manifest: Manifest, shares: Shares, schedule: LaneSchedule) -> dict[str, float]:
+    """Long-run share of the draws per language under the schedule's presence, sums to 1.
+
+    Under ``law`` these are the law's; under ``present`` no objective gets less than one place of every step.
+    """
+    objectives = dict(zip(manifest.objectives, schedule.expected_shares(), strict=True))
+    asked = dict(zip(manifest.objectives, objective_shares(manifest, shares.positions), strict=True))
+    names = {tag: language.objective for tag, language in manifest.languages.items()}
+    return {
+        tag: objectives[names[tag]] * share / asked[names[tag]] for tag, share in shares.positions.items()
+    }
+
+
+def drawn_report(
+    sampler: LanguageSampler,
+    shares: Shares,
+    expected: Mapping[str, float],
+    consumed: Mapping[str, int],
+    since: Mapping[str, int],
+) -> dict[str, dict[str, float]]:
+    """Asked against drawn, per language.
 
     Args:
-        manifest, sampler, shares: as planned.
-        total_tokens: training tokens of the whole run; None: repeats are left out.
+        sampler, shares: as planned.
+        expected: long-run share of the draws per language (``expected_positions``).
+        consumed: samples drawn since training began.
+        since: those of them that were drawn before the present law began.
+
+    Returns:
+        per language ``asked`` (the law's share of the tokens), ``expected`` (what presence makes of it),
+        ``drawn`` and ``tokens`` (share and target tokens since the law began), ``samples`` and ``epochs`` (since
+        training began).
     """
-    notes = []
+    tokens = {
+        tag: tokens_drawn(sampler, tag, n) - tokens_drawn(sampler, tag, since.get(tag, 0))
+        for tag, n in consumed.items()
+    }
+    total = max(1, sum(tokens.values()))
+    filled = {tag: expected[tag] * sampler.tokens_per_sample(tag) for tag in consumed}
+    whole = sum(filled.values())
+    return {
+        tag: {
+            "asked": shares.tokens[tag],
+            "expected": filled[tag] / whole,
+            "drawn": tokens[tag] / total,
+            "tokens": tokens[tag],
+            "samples": n,
+            "epochs": n / sampler.samples(tag),
+        }
+        for tag, n in consumed.items()
+    }
+
+
+def small_language_notes(
+    manifest: Manifest,
+    sampler: LanguageSampler,
+    draws: Mapping[str, float] | None = None,
+    total_samples: int | None = None,
+) -> list[str]:
+    """Warnings: a line for each language that is shorter than a sample or has one document, and a line that says
+    which languages repeat more than ``MANY_REPEATS`` times, and how often.
+
+    Args:
+        manifest, sampler: the languages and their train split.
+        draws: share of the run's samples per language (``expected_positions``).
+        total_samples: samples of the whole run; None: repeats are left out.
+    """
+    notes, repeats = [], {}
     for tag in manifest.languages:
         view, documents = sampler.view(tag), sampler.corpus.documents(tag, sampler.split)
         reasons = []
@@ -95,12 +156,20 @@ def small_language_notes(
             )
         if documents == 1:
             reasons.append("one document only")
-        if total_tokens is not None:
-            repeats = shares.tokens[tag] * total_tokens / view.targets
-            if repeats > 4 or (reasons and repeats > 1):
-                reasons.append(
-                    f"its {view.targets} tokens repeat about {repeats:.1f} times in {total_tokens} tokens"
-                )
+        if draws is not None and total_samples is not None:
+            times = draws[tag] * total_samples / view.samples
+            if times > MANY_REPEATS:
+                repeats[tag] = times
+            elif reasons and times > 1:
+                reasons.append(f"repeats about {_times(times)}")
         if reasons:
             notes.append(f"{tag}: {'; '.join(reasons)}")
+    if repeats:
+        often = sorted(repeats, key=lambda tag: -repeats[tag])
+        told = ", ".join(f"{tag} {_times(repeats[tag])}" for tag in often)
+        notes.append(f"text that repeats more than {MANY_REPEATS} times in this run: {told}")
     return notes
+
+
+def _times(value: float) -> str:
+    return f"{value:,.0f}x" if value >= 100 else f"{value:.1f}x"

@@ -19,8 +19,10 @@ from megatron_moo.data import (
     LanguageSampler,
     Manifest,
     build_corpus,
+    expected_positions,
     load_manifest,
     plan_shares,
+    small_language_notes,
 )
 from megatron_moo.errors import MooError
 from tests.unit.data.conftest import MakeCorpus
@@ -181,6 +183,42 @@ def test_long_run_token_shares_are_the_law_although_a_small_language_pads(make_c
         assert report[tag]["tokens"] == tokens[tag], "the report counts what was really drawn"
 
 
+@pytest.mark.parametrize("presence", ["present", "law"])
+def test_what_is_drawn_becomes_what_its_presence_expects(make_corpus: MakeCorpus, presence: str) -> None:
+    """Three languages of very different size, four places a step: ``present`` lifts the small ones."""
+    manifest, corpus = make_corpus({"en": 400, "de": 90, "fr": 13}, sampling="proportional")
+    lane = _lane(manifest, corpus, 1, 4, 0, presence=presence)
+    for _ in range(4 * 4096):
+        next(lane)
+    report = lane.report()
+    for tag, size in (("en", 400), ("de", 90), ("fr", 13)):
+        assert report[tag]["asked"] == pytest.approx(size / 503)
+        assert report[tag]["drawn"] == pytest.approx(report[tag]["expected"], rel=0.01)
+        if presence == "law":
+            assert report[tag]["expected"] == pytest.approx(report[tag]["asked"])
+    if presence == "present":
+        assert report["fr"]["drawn"] > 5 * report["fr"]["asked"], "in every step, whatever its share"
+
+
+def test_notes_say_what_is_small_and_how_often_it_repeats(make_corpus: MakeCorpus) -> None:
+    manifest, corpus = make_corpus({"en": 400, "de": 5, "fr": "un\n\ndeux\n\ntrois, quatre, cinq"})
+    sampler = LanguageSampler(corpus, "train", SEQ)
+    shares = plan_shares(manifest, sampler)
+    draws = expected_positions(manifest, shares, LaneSchedule(3, 3, shares=shares.objectives))
+    assert draws == pytest.approx(dict.fromkeys(("en", "de", "fr"), 1 / 3))
+    assert small_language_notes(manifest, sampler) == [
+        "en: one document only",
+        "de: 5 tokens are shorter than one sequence of 8 (padded, loss mask 0); one document only",
+    ]
+    epoch = {tag: sampler.samples(tag) for tag in manifest.languages}
+    assert epoch == {"en": 50, "de": 1, "fr": 4}
+    assert small_language_notes(manifest, sampler, draws, 300) == [
+        "en: one document only; repeats about 2.0x",
+        "de: 5 tokens are shorter than one sequence of 8 (padded, loss mask 0); one document only",
+        "text that repeats more than 4 times in this run: de 100x, fr 25.0x",
+    ]
+
+
 def test_resume_with_a_language_removed_and_added_loses_and_repeats_nothing(
     make_corpus: MakeCorpus, tmp_path: Path
 ) -> None:
@@ -206,6 +244,14 @@ def test_resume_with_a_language_removed_and_added_loses_and_repeats_nothing(
     kept = after.state_dict()
     assert kept["consumed"]["de"] == state["consumed"]["de"], "a removed language keeps its count"
     assert kept["law_began"] == 11
+    told = after.report()
+    assert sum(language["drawn"] for language in told.values()) == pytest.approx(1.0)
+    since = {tag: kept["consumed"][tag] - state["consumed"].get(tag, 0) for tag in told}
+    assert told["it"]["tokens"] <= since["it"] * SEQ
+    assert told["en"]["tokens"] == since["en"] * SEQ, (
+        "shares are told of what was drawn under the present law"
+    )
+    assert told["en"]["samples"] == kept["consumed"]["en"]
     back = _lane(manifest, corpus, 2, 2, 0)
     back.load_state_dict(kept)
     assert back.drawn()["de"] == state["consumed"]["de"]

@@ -46,8 +46,10 @@ def test_mixed_token_shares_are_the_law(make_corpus: MakeCorpus) -> None:
             batch["language"].tolist(), batch["loss_mask"].sum(1).tolist(), strict=True
         ):
             tokens[language] += count
-    for language in range(3):
+    report = batches.report()
+    for language, tag in enumerate(manifest.languages):
         assert tokens[language] / tokens.total() == pytest.approx(1 / 3, rel=0.01)
+        assert report[tag]["asked"] == pytest.approx(report[tag]["expected"]) == pytest.approx(1 / 3)
 
 
 def test_scores_by_hand() -> None:
@@ -58,6 +60,14 @@ def test_scores_by_hand() -> None:
     assert scores.worst == "ko"
     with pytest.raises(MooError, match="'en' scored no tokens"):
         score({"en": 1.0}, {"en": 0}, {"en": 1})
+
+
+def test_macro_and_worst_are_of_the_languages_trained_on() -> None:
+    bits = {"en": 1.0, "ko": 3.0, "fy": 9.0, "nl": 5.0}
+    nats = {tag: value * math.log(2) for tag, value in bits.items()}
+    scores = score(nats, dict.fromkeys(bits, 1), dict.fromkeys(bits, 1), unseen=["fy", "nl"])
+    assert (scores.macro, scores.worst) == (pytest.approx(2.0), "ko")
+    assert (scores.macro_unseen, scores.worst_unseen) == (pytest.approx(7.0), "fy")
 
 
 def test_a_nan_language_is_the_worst() -> None:
@@ -76,5 +86,10 @@ def test_early_stopping_watches_what_it_is_told(watch: str, stops: list[bool]) -
         scores = score({"en": en, "ko": ko}, {"en": 1, "ko": 1}, {"en": 1, "ko": 1})
         found.append(stopping.update(scores))
     assert found == stops
+    other = EarlyStopping("worst", patience=2)
+    other.load_state_dict(stopping.state_dict())
+    assert (other.best, other.waited) == (math.inf, 0), "another number was watched"
     with pytest.raises(MooError, match="cannot watch 'xx'"):
         EarlyStopping("xx", tags=["en"])
+    with pytest.raises(MooError, match="--moo-patience: 0 validations"):
+        EarlyStopping("macro", 0)
