@@ -28,6 +28,7 @@ class MooConfig:
         exclude: regular expression of parameters that stay at the plain mean, or None.
         observe: measure Gramians and conflict, leave the update to Megatron.
         every: solve every so many steps; in between, cached weights and Megatron's own reduce-scatter.
+        recompute: keep the rows of at most so many slots and repeat passes for the rest; 0 keeps all.
     """
 
     method: str = "cagrad"
@@ -40,6 +41,7 @@ class MooConfig:
     exclude: str | None = None
     observe: bool = False
     every: int = 1
+    recompute: int = 0
 
     def __post_init__(self) -> None:
         for flag, value, choices in (
@@ -53,6 +55,10 @@ class MooConfig:
             raise MooError(f"{self.slots} slots", "--moo-slots", "give at least 1")
         if self.every < 1:
             raise MooError(f"{self.every} steps", "--moo-every", "give at least 1")
+        if self.recompute < 0:
+            raise MooError(f"{self.recompute} slots", "--moo-recompute", "give at least 1")
+        if self.recompute and self.observe:
+            raise MooError("changes the passes, --moo-observe changes nothing", "--moo-recompute")
         if self.every > 1 and self.observe:
             raise MooError("does nothing with --moo-observe, which never uses weights", "--moo-every")
         if self.exclude is not None:

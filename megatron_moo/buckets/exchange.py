@@ -58,9 +58,9 @@ class Exchange:
     """Megatron's reduce-scatter function for our buckets; every other tensor goes to the stock function.
 
     Args:
-        step: told of the rows ``[members, shard]`` that arrive; between solves it scales buckets instead.
+        step: told of the rows ``[members, shard]`` that arrive; under known weights it scales buckets instead.
         stock: ``torch.distributed.reduce_scatter_tensor``, for tensors that are not ours.
-        reduce: Megatron's fp32-accumulating reduce-scatter, for our buckets between solves.
+        reduce: Megatron's fp32-accumulating reduce-scatter, for our buckets under known weights.
     """
 
     def __init__(self, step: Any, stock: Callable[..., Any], reduce: Callable[..., Any]) -> None:
@@ -90,7 +90,7 @@ class Exchange:
         plan = self._plans.get(input.data_ptr())
         if plan is None or plan.grad.numel() != input.numel():
             return self._stock(output, input, op=op, group=group, async_op=async_op)
-        if not self._step.solving:
+        if self._step.now.scaled:
             sync = partial(self._reduce, output, input, op=op, group=group, async_op=async_op)
             return self._step.reduce_scaled(plan, sync) or (Done() if async_op else None)
         started = time.perf_counter()

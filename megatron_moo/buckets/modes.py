@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from megatron_moo.buckets.blocks import BucketPlan, Kind
+from megatron_moo.buckets.passes import Pass, scaled_passes
 from megatron_moo.buckets.step import MooStep, Resolved
 
 
@@ -21,7 +22,7 @@ class ObserveStep(MooStep):
     of a slot is the difference to what had arrived before.
     """
 
-    zeroes_between_slots = False
+    zeroes_between_passes = False
 
     def begin(self, step: int) -> None:
         super().begin(step)
@@ -36,7 +37,7 @@ class ObserveStep(MooStep):
         self._rows[plan.name].append(rows.clone() if several and rows is received else rows)
         if several:
             self._before[plan.name] = received.clone() if plan.members == 1 else received
-        if not self.is_last_slot:
+        if not self.is_last:
             return False
         self._add_gramians(plan)
         partial = [
@@ -68,14 +69,11 @@ class AmortisedStep(MooStep):
         self._cached: torch.Tensor | None = None
         self._restored: dict[str, list[float]] | None = None
         self._solved_at = 0
-        self._ahead = torch.zeros(0)
-        self._sums: dict[str, torch.Tensor] = {}
 
-    def begin(self, step: int) -> None:
-        super().begin(step)
-        self.solving = self._cached is None or step % self.config.every == 0
-        self._sums = {}
-        self._bad = torch.zeros(self.k, dtype=torch.float64, device=self.plans[0].grad.device)
+    def _plan(self) -> tuple[Pass, ...]:
+        if self._cached is None or self._step % self.config.every == 0:
+            return super()._plan()
+        return scaled_passes(self.config.slots, first=True)
 
     def look_ahead(self, amounts: Sequence[Sequence[float]]) -> None:
         """Learn the step's tokens per objective before its backward pass. A collective call.
@@ -88,37 +86,12 @@ class AmortisedStep(MooStep):
             for slot, row in enumerate(amounts):
                 ahead[self._assignment[slot][self._lane]] += sum(row)
         dist.all_reduce(ahead)
-        self._ahead = ahead
-
-    def reduce_scaled(self, plan: BucketPlan, reduce: Callable[[], Any]) -> Any:
-        """Scale a whole bucket by the cached weights; in the last slot add the earlier ones and reduce.
-
-        Args:
-            plan: the bucket, holding this rank's gradient of the current objective.
-            reduce: starts Megatron's own reduce-scatter and returns its handle.
-        """
+        per = torch.where(ahead > 0, 1.0 / ahead.clamp(min=1e-300), 0.0)
         assert self._cached is not None
-        per = torch.where(self._ahead > 0, 1.0 / self._ahead.clamp(min=1e-300), 0.0)
-        scale = (self._cached * per)[:, self.objective].to(plan.grad.dtype)
-        # Once summed a bad gradient cannot be told apart: leave this rank's bucket out before.
-        bad = ~torch.isfinite(torch.linalg.vector_norm(plan.grad))
-        self._bad[self.objective] += bad
-        for segment in plan.whole:
-            plan.grad[segment.start : segment.end].mul_(scale[segment.block])
-        if plan.grad.is_cuda or bool(bad):
-            plan.grad.masked_fill_(bad, 0.0)
-        if not self.is_last_slot:
-            if plan.name in self._sums:
-                self._sums[plan.name].add_(plan.grad)
-            else:
-                self._sums[plan.name] = plan.grad.clone()
-            return None
-        if plan.name in self._sums:
-            plan.grad.add_(self._sums.pop(plan.name))
-        return reduce()
+        self._coefficients = self._cached * per
 
     def resolve(self, exchange_s: float = 0.0) -> Resolved:
-        if self.solving:
+        if not self.now.scaled:
             resolved = super().resolve(exchange_s)
             # A language that was left out of this step has weight 0 in it; it may be sound in the next.
             if not bool(resolved.dropped.any()):
@@ -126,10 +99,10 @@ class AmortisedStep(MooStep):
             return resolved
         assert self._cached is not None
         counts, same, bad, *riders = self._reduced(
-            [self._counts, self._same, self._bad, *(rider() for rider in self.riders)]
+            [self._counts, self._sum.same, self._bad, *(rider() for rider in self.riders)]
         )
         # Nothing was measured in this step: the last step's Gramians, or none right after a resume.
-        gramians = self._gramians if self.last is None else self.last.gramians
+        gramians = self._sum.gramians if self.last is None else self.last.gramians
         dropped = bad > 0
         phase = {**self._phase, "exchange": exchange_s}
         self.last = Resolved(

@@ -4,8 +4,8 @@ Bucket-Level MOO enters Megatron at four places, none of them patched in the whe
 
 1. ``param_and_grad_buffer.reduce_scatter_with_fp32_accumulation``: what a bucket group calls as its reduce-scatter
    when the DDP config says so. Ours is an :class:`~megatron_moo.buckets.exchange.Exchange`.
-2. ``training.get_forward_backward_func``: one call is one pass over the micro-batches; a step with S slots calls the
-   schedule S times.
+2. ``training.get_forward_backward_func``: one call is one pass over the micro-batches of a slot; a step calls the
+   schedule once for each of its passes.
 3. ``config.finalize_model_grads_func``: the end of the backward pass. Ours drains the buckets and resolves the
    conflict before Megatron's own sums partial gradients.
 4. ``training.training_log`` and the learning-rate scheduler's state: where a step is reported and state is saved.
@@ -25,6 +25,7 @@ import torch
 from megatron_moo.buckets.exchange import Exchange
 from megatron_moo.buckets.lanes import Lanes, find_lanes
 from megatron_moo.buckets.placement import bucket_groups, peer_groups, plan_buckets
+from megatron_moo.buckets.replay import Replay
 from megatron_moo.buckets.step import MooStep
 from megatron_moo.errors import MooError
 
@@ -177,16 +178,17 @@ class Seam:
         self._replace(training, "get_optimizer_param_scheduler", build)
 
     def wrap_schedule(self, schedule: Callable[..., list]) -> Callable[..., list]:
-        """A schedule that runs the step's slots one after the other and resolves them in the last."""
+        """A schedule that runs the step's passes one after the other."""
 
         def run(**kw: Any) -> list:
             kw["forward_step_func"] = self.around_forward(kw["forward_step_func"])
             if kw.get("forward_only"):
                 return schedule(**kw)
             chunks = kw["model"] if isinstance(kw["model"], list) else [kw["model"]]
-            if not self._chunks and self.before_first_step is not None and self.current_step() == 0:
-                self.before_first_step(schedule, kw)
+            new = not self._chunks
             self._attach(chunks)
+            if new and self.before_first_step is not None and self.current_step() == 0:
+                self.before_first_step(schedule, kw)
             if kw.get("force_all_reduce"):
                 raise MooError("an all-reduced gradient bypasses MOO", "--save-wgrads-interval", "remove it")
             slots = self.step.config.slots
@@ -201,25 +203,35 @@ class Seam:
             kw["num_microbatches"] //= slots
             self.exchange.reset()
             self.step.begin(self.current_step())
-            config = chunks[0].config
             self._tokens = None
-            if not self.step.solving:
-                kw["data_iterator"] = self._look_ahead(kw["data_iterator"], kw["num_microbatches"], config)
-            stock = config.finalize_model_grads_func
-            losses: list = []
-            config.finalize_model_grads_func = partial(self._finalize, stock)
-            try:
-                for slot in range(slots):
-                    self.step.begin_slot(slot)
-                    if slot:
-                        for chunk in chunks:
-                            _begin_pass(chunk, zero=self.step.zeroes_between_slots)
-                    losses += schedule(**kw)
-            finally:
-                config.finalize_model_grads_func = stock
-            return losses
+            return self._run_passes(schedule, kw, chunks)
 
         return run
+
+    def _run_passes(self, schedule: Callable[..., list], kw: dict[str, Any], chunks: list[Any]) -> list:
+        step, config, replay = self.step, chunks[0].config, None
+        ahead = step.passes[0].scaled
+        if ahead or not all(now.first for now in step.passes):
+            replay = Replay(kw["data_iterator"], step.config.slots, kw["num_microbatches"])
+            if ahead:
+                self._look_ahead(replay.drawn[0], kw["num_microbatches"], config)
+        losses: list = []
+        stock = config.finalize_model_grads_func
+        config.finalize_model_grads_func = partial(self._finalize, stock)
+        try:
+            for index, now in enumerate(step.passes):
+                step.begin_pass(now)
+                for chunk in chunks if index else []:
+                    _begin_pass(chunk, zero=step.zeroes_between_passes)
+                if replay is not None:
+                    kw["data_iterator"] = replay.begin_pass(now.slot, now.first)
+                reduced = schedule(**kw)
+                losses += reduced if now.first else []
+        finally:
+            config.finalize_model_grads_func = stock
+        if replay is not None:
+            replay.end()
+        return losses
 
     def _finalize(
         self,
@@ -231,34 +243,29 @@ class Seam:
     ) -> None:
         for chunk in model:
             chunk.finish_grad_sync()
-        share = 1.0 / self._dp_cp_size if num_tokens is None else num_tokens
-        self.step.count(share)
-        if num_tokens is not None:
-            self._tokens = num_tokens if self._tokens is None else self._tokens + num_tokens
-        if not self.step.is_last_slot:
-            # The parameters have not changed: the next slot's forward pass must not gather them again.
+        if self.step.now.first:
+            self.step.count(1.0 / self._dp_cp_size if num_tokens is None else num_tokens)
+            if num_tokens is not None:
+                self._tokens = num_tokens if self._tokens is None else self._tokens + num_tokens
+        self.step.end_pass(self.exchange.seconds)
+        if not self.step.is_last:
+            # The parameters have not changed: the next pass must not gather them again.
             for group in bucket_groups(model):
                 group.param_gather_dispatched = True
             return
-        self.step.resolve(self.exchange.seconds)
         # Our update is a mean over tokens already; Megatron's own sum is divided by them as always.
         tokens = self._tokens if self.step.config.observe else None
         with finish_disabled(model):
             stock(model, tokens, pg_collection=pg_collection, force_all_reduce=force_all_reduce)
 
-    def _look_ahead(self, data: Any, micro_batches: int, config: Any) -> Any:
-        """Draw the step's batches before its first pass, to know the tokens per objective (a collective call)."""
-        iterators = data if isinstance(data, list) else [data]
-        slots = self.step.config.slots
-        drawn = [[next(iterator) for _ in range(slots * micro_batches)] for iterator in iterators]
+    def _look_ahead(self, drawn: list[Any], micro_batches: int, config: Any) -> None:
+        """Tell the step the tokens of its batches before its first pass (a collective call)."""
         if config.calculate_per_token_loss:
-            amounts = [float(batch["loss_mask"].sum()) for batch in drawn[0]]
+            amounts = [float(batch["loss_mask"].sum()) for batch in drawn]
         else:
             # Each data-parallel rank counts its context-parallel peers' shares too.
-            amounts = [self._cp_size / self._dp_cp_size / micro_batches for _ in drawn[0]]
+            amounts = [self._cp_size / self._dp_cp_size / micro_batches for _ in drawn]
         self.step.look_ahead([amounts[i : i + micro_batches] for i in range(0, len(amounts), micro_batches)])
-        replay = [iter(batches) for batches in drawn]
-        return replay if isinstance(data, list) else replay[0]
 
     def _attach(self, chunks: list[Any]) -> None:
         """Find lanes, blocks and buckets of the model once DDP has wrapped it; a collective call."""

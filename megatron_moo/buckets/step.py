@@ -3,7 +3,7 @@
 The order of events (DESIGN section 3)::
 
     begin(step)                                     the schedule says which lane computes which objective
-      slot 0..S-1:  buckets arrive during backward  rows parked (last slot) or kept (earlier slots)
+      passes:       buckets arrive during backward  rows kept (earlier slots) or parked (last slot)
                                                     Gramian of a bucket as it arrives in the last slot
       end of a slot: counts of the loss             tokens per objective
     resolve()                                       one all-reduce, one batched solve, combine in place
@@ -21,7 +21,9 @@ import torch.distributed as dist
 
 from megatron_moo.buckets.blocks import EXCLUDED, BucketPlan, Kind, Segment
 from megatron_moo.buckets.config import MooConfig
+from megatron_moo.buckets.gramians import GramianSum
 from megatron_moo.buckets.partial import sum_over, summed_copies
+from megatron_moo.buckets.passes import Pass, plan_passes
 from megatron_moo.errors import MooError
 from megatron_moo.kernels import combine, gramian
 
@@ -62,20 +64,11 @@ class Resolved:
     staleness: int = 0
 
 
-def twins(assignment: list[list[int]]) -> list[tuple[int, tuple[int, int], tuple[int, int]]]:
-    """Objectives that two positions compute, with the first two positions (slot, lane) of each."""
-    places: dict[int, list[tuple[int, int]]] = {}
-    for slot, objectives in enumerate(assignment):
-        for lane, objective in enumerate(objectives):
-            places.setdefault(objective, []).append((slot, lane))
-    return [(objective, at[0], at[1]) for objective, at in places.items() if len(at) > 1]
-
-
 class MooStep:
     """The rank's part of Bucket-Level MOO.
 
-    ``solving`` says whether the step under way exchanges rows, ``zeroes_between_slots`` whether every slot starts
-    from an empty gradient buffer.
+    ``passes`` are those of the step under way and ``now`` the one that runs; ``zeroes_between_passes`` says whether
+    each starts from an empty gradient buffer.
 
     Args:
         config: the user's choice.
@@ -85,7 +78,7 @@ class MooStep:
         preference: ``[K]``, sums to 1, or None for uniform.
     """
 
-    zeroes_between_slots = True
+    zeroes_between_passes = True
 
     def __init__(
         self,
@@ -110,8 +103,8 @@ class MooStep:
         self._lane = 0
         self._members = ""
         self._drops = 0
-        self.solving = True
-        self._slot = 0
+        self.now = Pass(0)
+        self.passes: tuple[Pass, ...] = (self.now,)
         self._step = 0
 
     @property
@@ -152,46 +145,61 @@ class MooStep:
         self._counts_ahead = counts_ahead
         self._counts_tokens, self._tp_group, self._embd_group = counts_tokens, tp_group, embd_group
 
+    def cost(self) -> dict[str, int]:
+        """Passes of a step that solves, and bytes of rows that this rank keeps between them."""
+        passes = plan_passes(self.config.slots, self.config.recompute)
+        kept = max(len(now.held) for now in passes)
+        size = 2 if self.config.row_dtype == "bf16" else 4
+        return {
+            "passes": len(passes),
+            "kept_bytes": kept * size * sum(plan.grad.numel() for plan in self.plans),
+        }
+
     def begin(self, step: int) -> None:
         """Start a step."""
         for call in self.on_begin:
             call(step)
         self._step = step
         self._assignment = self.schedule.assignment(step)
-        self._twins = twins(self._assignment)
         device = self.plans[0].grad.device
-        self._gramians = torch.zeros(
-            len(self.block_names), self.k, self.k, dtype=torch.float64, device=device
-        )
+        self._sum = GramianSum(self._assignment, len(self.block_names), self.k, device)
         self._counts = torch.zeros(self.k, dtype=torch.float64, device=device)
-        self._same = torch.zeros(self.k, 3, dtype=torch.float64, device=device)
-        self._noted: dict[tuple[int, ...], list[tuple[int, torch.Tensor]]] = {}
-        self._kept: dict[str, list[torch.Tensor]] = {plan.name: [] for plan in self.plans}
+        self._bad = torch.zeros(self.k, dtype=torch.float64, device=device)
+        self._coefficients: torch.Tensor | None = None
+        self._kept: dict[str, list[torch.Tensor]] = {}
+        self._scaled: dict[str, torch.Tensor] = {}
         self._phase = {"exchange": 0.0, "gramian": 0.0, "solve": 0.0, "combine": 0.0}
+        self.passes = self._plan()
+
+    def _plan(self) -> tuple[Pass, ...]:
+        return plan_passes(self.config.slots, self.config.recompute)
 
     def look_ahead(self, amounts: Sequence[Sequence[float]]) -> None:
         """Learn this rank's tokens ``[slots][micro-batches]`` of a step that does not solve (``--moo-every``)."""
 
-    def begin_slot(self, slot: int) -> None:
-        """Start pass ``slot`` of the step."""
-        self._slot = slot
+    def begin_pass(self, now: Pass) -> None:
+        """Start one of :attr:`passes`."""
+        self.now = now
+        if not now.held:
+            self._kept = {plan.name: [] for plan in self.plans}
 
     @property
-    def is_last_slot(self) -> bool:
-        return self._slot == self.config.slots - 1
+    def is_last(self) -> bool:
+        """Whether the pass under way ends the step."""
+        return self.now is self.passes[-1]
 
     @property
     def objective(self) -> int:
         """What this rank computes in the current slot."""
-        return self._assignment[self._slot][self._lane]
+        return self._assignment[self.now.slot][self._lane]
 
     def arrived(self, plan: BucketPlan, received: torch.Tensor) -> bool:
-        """Park or keep the rows ``[members, shard]`` of a bucket; in the last slot form their Gramians.
+        """Park the rows ``[members, shard]`` of a bucket and form their Gramians, or keep them for a later pass.
 
         Returns:
             whether ``received`` may be overwritten.
         """
-        if self.is_last_slot:
+        if self.now.pairs:
             self._park(plan, received)
             return True
         return self._keep(plan, received)
@@ -207,7 +215,7 @@ class MooStep:
         return kept is not received
 
     def _park(self, plan: BucketPlan, received: torch.Tensor) -> None:
-        """Copy the rows of the last slot over the gradient buffer, which is dead until the next zeroing.
+        """Copy the rows of the pass over the gradient buffer, which is dead until the next zeroing.
 
         This rank's own row is there already. The Gramian is formed on the way, while the values are in the cache.
         """
@@ -227,7 +235,7 @@ class MooStep:
             here = [(source[:, cut], target[:, cut]) for source, target in moves]
             if segment.kind is Kind.OWN:
                 rows = [*(kept[:, cut] for kept in self._kept[plan.name]), received[:, cut]]
-                self._add_gramian(plan, segment, gramian(rows, park=here))
+                self._sum.note(plan.lanes, segment.block, gramian(rows, park=here))
             else:
                 for source, target in here:
                     target.copy_(source)
@@ -237,24 +245,66 @@ class MooStep:
         started = time.perf_counter()
         for segment in plan.segments:
             if segment.kind is Kind.OWN:
-                self._add_gramian(plan, segment, gramian(self._columns(plan, segment)))
+                self._sum.note(plan.lanes, segment.block, gramian(self._columns(plan, segment)))
         self._phase["gramian"] += time.perf_counter() - started
 
     def count(self, amount: torch.Tensor | float) -> None:
-        """Report what the current slot's loss summed over on this rank: tokens, or its share of the ranks."""
+        """Report what the pass's loss summed over on this rank: tokens, or its share of the ranks."""
         if self._counts_tokens:
             self._counts[self.objective] += amount
 
-    def resolve(self, exchange_s: float = 0.0) -> Resolved:
-        """Reduce, solve and write the update into every bucket's own shard. A collective call."""
+    def reduce_scaled(self, plan: BucketPlan, reduce: Callable[[], Any]) -> Any:
+        """Scale a whole bucket by known coefficients; in the step's last pass add the earlier ones and reduce.
+
+        Args:
+            plan: the bucket, holding this rank's gradient of the current objective.
+            reduce: starts Megatron's own reduce-scatter and returns its handle.
+        """
+        assert self._coefficients is not None
+        scale = self._coefficients[:, self.objective].to(plan.grad.dtype)
+        # Once summed a bad gradient cannot be told apart: leave this rank's bucket out before.
+        bad = ~torch.isfinite(torch.linalg.vector_norm(plan.grad))
+        self._bad[self.objective] += bad
+        for segment in plan.whole:
+            plan.grad[segment.start : segment.end].mul_(scale[segment.block])
+        if plan.grad.is_cuda or bool(bad):
+            plan.grad.masked_fill_(bad, 0.0)
+        if not self.is_last:
+            if plan.name in self._scaled:
+                self._scaled[plan.name].add_(plan.grad)
+            else:
+                self._scaled[plan.name] = plan.grad.clone()
+            return None
+        if plan.name in self._scaled:
+            plan.grad.add_(self._scaled.pop(plan.name))
+        return reduce()
+
+    def end_pass(self, exchange_s: float = 0.0) -> None:
+        """Finish a pass whose buckets have all arrived; settle the weights when it is time. A collective call.
+
+        Args:
+            exchange_s: seconds spent in the exchange since the step began.
+        """
+        if self.now.pairs:
+            self._count_pairs()
+        if self.now.resolves:
+            self.resolve(exchange_s)
+
+    def _count_pairs(self) -> None:
+        """Add the products of the rows at hand to the Gramians."""
         for plan in self.plans:
             if plan.instances is not None:
                 self._add_gramians(plan)
         started = time.perf_counter()
         self._add_partial_gramians()
-        self._fold()
+        self._sum.fold((*self.now.held, self.now.slot), self.now.pairs)
+        self._phase["gramian"] += time.perf_counter() - started
+
+    def resolve(self, exchange_s: float = 0.0) -> Resolved:
+        """Reduce, solve and write the update into every bucket's own shard. A collective call."""
+        started = time.perf_counter()
         raw, counts, same, *riders = self._reduced(
-            [self._gramians, self._counts, self._same, *(rider() for rider in self.riders)]
+            [self._sum.gramians, self._counts, self._sum.same, *(rider() for rider in self.riders)]
         )
         per = torch.where(counts > 0, 1.0 / counts.clamp(min=1e-300), 0.0)
         gramians = raw * per[:, None] * per[None, :]
@@ -271,7 +321,10 @@ class MooStep:
         self._phase["solve"] += time.perf_counter() - started
 
         started = time.perf_counter()
-        self._apply(weights * per, dropped)
+        if self.is_last:
+            self._apply(weights * per, dropped)
+        else:
+            self._coefficients = weights * per
         self._kept = {}
         self._phase["combine"] += time.perf_counter() - started
         self.last = Resolved(self._step, gramians, weights, counts, dropped, same, riders, dict(self._phase))
@@ -326,35 +379,9 @@ class MooStep:
         """Objective of every row of a bucket, slot by slot, ``[slots * members]``."""
         return [objectives[lane] for objectives in self._assignment for lane in plan.lanes]
 
-    def _positions_of(self, lanes: Sequence[int]) -> list[tuple[int, int]]:
-        """(slot, lane) of every row of a bucket whose members have these lanes, in the same order."""
-        return [(slot, lane) for slot in range(len(self._assignment)) for lane in lanes]
-
     def _columns(self, plan: BucketPlan, segment: Segment) -> list[torch.Tensor]:
         pieces = [*self._kept[plan.name], plan.rows]
         return [rows[:, segment.start : segment.end] for rows in pieces]
-
-    def _add_gramian(self, plan: BucketPlan, segment: Segment, raw: torch.Tensor) -> None:
-        """Note the Gramian of the rows of a segment; :meth:`_fold` adds it to its block."""
-        self._noted.setdefault(plan.lanes, []).append((segment.block, raw))
-
-    def _fold(self) -> None:
-        """Add Gramians of rows to those of their objectives: rows of one objective are summands of its row."""
-        for lanes, noted in self._noted.items():
-            raw = torch.stack([gramian_ for _, gramian_ in noted])
-            block = torch.tensor([block for block, _ in noted], device=raw.device)
-            positions = self._positions_of(lanes)
-            index = torch.tensor(
-                [self._assignment[slot][lane] for slot, lane in positions], device=raw.device
-            )
-            places = (block[:, None, None], index[None, :, None], index[None, None, :])
-            self._gramians.index_put_(places, raw, accumulate=True)
-            for objective, first, second in self._twins:
-                a = [row for row, position in enumerate(positions) if position == first]
-                b = [row for row, position in enumerate(positions) if position == second]
-                pairs = (raw[:, a][:, :, b].sum(), raw[:, a][:, :, a].sum(), raw[:, b][:, :, b].sum())
-                self._same[objective] += torch.stack(pairs)
-        self._noted = {}
 
     def _add_partial_gramians(self) -> None:
         for kind, group in ((Kind.PARTIAL_TP, self._tp_group), (Kind.PARTIAL_EMBD, self._embd_group)):
@@ -365,7 +392,7 @@ class MooStep:
             if dist.get_rank(group) != 0:
                 continue
             for (plan, segment), rows in zip(todo, copies, strict=True):
-                self._add_gramian(plan, segment, gramian([rows]))
+                self._sum.note(plan.lanes, segment.block, gramian([rows]))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold: the method's state, with the same keys on every rank."""

@@ -22,6 +22,14 @@ __all__ = ["LiveView", "print_summary", "summary_table"]
 RECENT = 20  # steps that the remaining time is estimated from
 
 
+def cost_line(start: EventRecord) -> str:
+    """Passes of a step, and the memory of the rows that a rank keeps between them."""
+    passes, kept = start.fields["passes"], start.fields["kept_bytes"]
+    assert isinstance(passes, int) and isinstance(kept, int)
+    rows = f"{units.count(kept)}B of rows kept between them" if kept else "no rows kept between them"
+    return f"{passes} pass{'es' if passes != 1 else ''} a step, {rows} (first rank)"
+
+
 class LiveView:
     """Shows the records of a run as they come.
 
@@ -77,6 +85,8 @@ class LiveView:
         elif isinstance(record, EventRecord) and record.event == "start":
             iters = record.fields.get("train_iters")
             self._train_iters = iters if isinstance(iters, int) else self._train_iters
+            if "passes" in record.fields:
+                self._print(cost_line(record))
 
     def _time(self, record: StepRecord) -> None:
         now = self._clock()

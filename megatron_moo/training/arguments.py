@@ -25,6 +25,8 @@ FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--moo-every", {"type": int, "default": 1, "metavar": "N", "help": "solve every N steps, reuse weights between"}),
     ("--moo-observe", {"action": "store_true", "help": "measure conflict, leave the update to Megatron"}),
     ("--moo-rows", {"default": "fp32", "help": f"dtype of rows kept between slots: {', '.join(ROW_DTYPES)}"}),
+    ("--moo-recompute", {"type": int, "nargs": "?", "const": 1, "default": 0, "metavar": "H", "help": "keep the rows "
+      "of at most H slots (1 when no number follows) and repeat passes, to save memory; 0 keeps all"}),
     ("--lora-rank", {"type": int, "metavar": "N", "help": "train adapters of rank N only; the base is frozen"}),
     ("--lora-alpha", {"type": float, "metavar": "X", "help": "adapters are scaled by X / rank (default: the rank)"}),
     ("--lora-targets", {"nargs": "+", "metavar": "NAME", "help": f"adapted layers (default: {' '.join(TARGETS)})"}),
@@ -128,4 +130,5 @@ def moo_config(args: Any, objectives: int) -> MooConfig:
         exclude=args.moo_exclude,
         observe=args.moo_observe,
         every=args.moo_every,
+        recompute=args.moo_recompute,
     )

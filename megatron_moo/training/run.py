@@ -163,7 +163,9 @@ class TrainingRun:
     @torch.no_grad()
     def _validate_untrained(self, schedule: Any, kw: dict[str, Any]) -> None:
         """Validate before the first step: Megatron itself validates only after some."""
-        self.metrics.event("start", step=0, train_iters=self.args.train_iters, shares=self.shares.tokens)
+        self.metrics.event(
+            "start", step=0, train_iters=self.args.train_iters, shares=self.shares.tokens, **self.step.cost()
+        )
         chunks = kw["model"] if isinstance(kw["model"], list) else [kw["model"]]
         for chunk in chunks:
             chunk.eval()
@@ -212,7 +214,7 @@ class TrainingRun:
                 f"{self.step.objectives[self.step.objective]!r}",
                 f"step {self.args.curr_iteration}",
             )
-        if ps.get_tensor_model_parallel_rank() != 0:
+        if ps.get_tensor_model_parallel_rank() != 0 or (training and not self.step.now.first):
             return lambda *_: None
         return (self.metrics.book if training else self.validation_book).add
 

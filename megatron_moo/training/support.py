@@ -111,6 +111,12 @@ TABLE: tuple[Row, ...] = (
         lambda args: args.moo_observe and args.num_distributed_optimizer_instances > 1,
     ),
     Row(
+        "an expert bias under repeated passes",
+        "--moo-recompute --moe-router-enable-expert-bias",
+        "it would count the tokens of repeated passes again",
+        lambda args: bool(args.moo_recompute) and args.moe_router_enable_expert_bias,
+    ),
+    Row(
         "auxiliary losses of experts",
         "--moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 0.01",
         "on language-homogeneous micro-batches they push every language over all experts; prefer "
@@ -159,6 +165,7 @@ SUPPORTED = """\
 | `--calculate-per-token-loss` on and off, ragged token counts | `test_layouts.py`, `test_megatron.py` |
 | bf16 parameters with fp32 main gradients | `test_layouts.py` |
 | activation recomputation | `test_layouts.py` |
+| `--moo-recompute`, `--moo-every`, `--moo-observe` | `test_layouts.py`, `test_modes.py` |
 | gradient clipping and the logged gradient norm | `test_megatron.py` |
 | a language with NaN or infinite gradients | `test_bad_gradients.py` |
 | frozen parameters and LoRA | `test_layouts.py` |

@@ -46,6 +46,7 @@ class Case:
     exclude: str | None = None
     observe: bool = False
     every: int = 1
+    recompute: int = 0
     poison: tuple[int, ...] = ()
     poison_with: float = float("nan")
     poison_from: int = 0

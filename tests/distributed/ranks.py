@@ -41,7 +41,7 @@ def make_step(case: Case, method: Any = None) -> MooStep:
 
     config = MooConfig(
         case.method, case.options, case.block, case.slots, row_dtype=case.rows, seed=case.seed, exclude=case.exclude,
-        observe=case.observe, every=case.every,
+        observe=case.observe, every=case.every, recompute=case.recompute,
     )  # fmt: skip
     names = [f"language{k}" for k in range(case.objectives)]
     return make_step_class(case.observe, case.every)(
@@ -165,6 +165,7 @@ def train_steps(
         "weights": weights,
         "blocks": list(step.block_names),
         "buckets": {} if plain else buckets_of(model),
+        "same": None if step.last is None else step.last.same.clone(),
         "dropped": None if step.last is None else step.last.dropped.tolist(),
         "state": step.state_dict(),
         "adam": adam_state(optimizer),

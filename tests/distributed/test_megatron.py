@@ -91,10 +91,10 @@ def exchange_worker(rank: int, world: int, numel: int, seed: int) -> dict[str, t
     exchange = Exchange(step, dist.reduce_scatter_tensor, reduce_scatter_with_fp32_accumulation)
     exchange.register([plan])
     step.begin(0)
-    step.begin_slot(0)
+    step.begin_pass(step.passes[0])
     exchange(plan.own, mine, group=dist.group.WORLD, async_op=True).wait()
     step.count(1.0)
-    step.resolve()
+    step.end_pass()
     theirs = torch.empty(shard)
     reduce_scatter_with_fp32_accumulation(
         theirs, grad, op=dist.ReduceOp.SUM, group=dist.group.WORLD, async_op=False

@@ -69,7 +69,7 @@ def forget_kept_slots() -> None:
     stock = step.MooStep.arrived
 
     def alias(self: Any, plan: Any, received: Any) -> None:
-        if self.is_last_slot:
+        if self.now.pairs:
             stock(self, plan, received)
         else:
             self._kept[plan.name].append(received)

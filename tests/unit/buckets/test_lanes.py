@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from megatron_moo.buckets.gramians import twins
 from megatron_moo.buckets.lanes import connect
-from megatron_moo.buckets.step import twins
 
 
 @pytest.mark.parametrize(

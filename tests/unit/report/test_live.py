@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from megatron_moo.report.live import LiveView, step_numbers
+from megatron_moo.report.live import LiveView, cost_line, step_numbers
 from megatron_moo.report.records import EventRecord, StepRecord, parse_record
 from tests.unit.report.fake_run import FakeRun
 
@@ -111,3 +111,12 @@ def test_markup_in_a_language_is_text() -> None:
     with LiveView(Console(file=out, width=200, force_terminal=True), 2) as view:
         view.update(StepRecord(1, loss={"[red]x": 2.0, "b": 1.0}))
     assert "[red]x" in out.getvalue()
+
+
+def test_the_cost_of_slots_is_printed_at_the_start() -> None:
+    start = parse_record({"event": "start", "step": 0, "passes": 20, "kept_bytes": 14_400_000})
+    assert isinstance(start, EventRecord)
+    assert cost_line(start) == "20 passes a step, 14.4 MB of rows kept between them (first rank)"
+    start = parse_record({"event": "start", "step": 0, "passes": 1, "kept_bytes": 0})
+    assert isinstance(start, EventRecord)
+    assert cost_line(start) == "1 pass a step, no rows kept between them (first rank)"

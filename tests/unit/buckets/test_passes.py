@@ -1,0 +1,56 @@
+"""Every pair of slots meets once, with the rows that the flag allows."""
+
+from __future__ import annotations
+
+from itertools import combinations_with_replacement
+
+import pytest
+
+from megatron_moo.buckets.passes import plan_passes, scaled_passes
+
+
+@pytest.mark.parametrize("slots", range(1, 9))
+@pytest.mark.parametrize("hold", range(9))
+def test_every_pair_is_counted_once(slots: int, hold: int) -> None:
+    passes = plan_passes(slots, hold)
+    forming = [now for now in passes if not now.scaled]
+    kept: list[int] = []
+    pairs: list[tuple[int, int]] = []
+    for now in forming:
+        kept = kept if now.held else []
+        assert list(now.held) == kept, "rows are held that no pass kept, or the other way round"
+        if now.pairs:
+            here = {*now.held, now.slot}
+            assert all(a <= b and a in here and b in here for a, b in now.pairs)
+            pairs += now.pairs
+        else:
+            kept = [*kept, now.slot]
+        assert len(kept) <= (hold or slots)
+    assert sorted(pairs) == list(combinations_with_replacement(range(slots), 2))
+    assert [now.slot for now in passes if now.first] == list(range(slots)), "losses are booked in order, once"
+    assert [now.resolves for now in forming] == [False] * (len(forming) - 1) + [True]
+
+
+@pytest.mark.parametrize(
+    ("slots", "hold", "count"), [(4, 0, 4), (4, 3, 4), (4, 1, 13), (4, 2, 10), (8, 1, 43), (8, 4, 20)]
+)
+def test_what_it_costs(slots: int, hold: int, count: int) -> None:
+    """With one slot's rows kept, (S - 1)(S + 2)/2 passes form the Gramians, S apply the weights."""
+    passes = plan_passes(slots, hold)
+    assert len(passes) == count
+    if hold == 1:
+        assert len(passes) == (slots - 1) * (slots + 2) // 2 + slots
+
+
+def test_nothing_is_repeated_when_all_rows_fit() -> None:
+    assert not any(now.scaled for now in plan_passes(4, 3))
+    assert [now.slot for now in plan_passes(3, 1) if now.scaled] == [0, 1, 2]
+
+
+def test_passes_under_cached_weights() -> None:
+    passes = scaled_passes(3, first=True)
+    assert [(now.slot, now.scaled, now.first, now.resolves) for now in passes] == [
+        (0, True, True, False),
+        (1, True, True, False),
+        (2, True, True, True),
+    ]
