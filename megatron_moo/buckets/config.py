@@ -11,6 +11,7 @@ from megatron_moo.errors import MooError
 
 RESCALES = ("none", "mean")
 ROW_DTYPES = ("fp32", "bf16")
+METRICS = ("euclidean", "adam")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class MooConfig:
         observe: measure Gramians and conflict, leave the update to Megatron.
         every: solve every so many steps; in between, cached weights and Megatron's own reduce-scatter.
         recompute: keep the rows of at most so many slots and repeat passes for the rest; 0 keeps all.
+        metric: inner product of the Gramians; ``adam`` weighs every value by 1 / (sqrt(v) + eps) of the optimizer.
     """
 
     method: str = "cagrad"
@@ -42,12 +44,14 @@ class MooConfig:
     observe: bool = False
     every: int = 1
     recompute: int = 0
+    metric: str = "euclidean"
 
     def __post_init__(self) -> None:
         for flag, value, choices in (
             ("--moo-block", self.block, BLOCKS),
             ("--moo-rescale", self.rescale, RESCALES),
             ("--moo-rows", self.row_dtype, ROW_DTYPES),
+            ("--moo-metric", self.metric, METRICS),
         ):
             if value not in choices:
                 raise MooError(f"unknown value {value!r}", flag, f"choose from {', '.join(choices)}")

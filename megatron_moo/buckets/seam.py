@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from megatron_moo.buckets.blocks import BucketPlan
 from megatron_moo.buckets.exchange import Exchange
 from megatron_moo.buckets.lanes import Lanes, find_lanes
 from megatron_moo.buckets.placement import bucket_groups, peer_groups, plan_buckets
@@ -46,6 +47,11 @@ PRIVATE_NAMES: tuple[tuple[str, str], ...] = (
         "megatron.core.optimizer.distrib_optimizer",
         "DistributedOptimizer._set_main_param_and_optimizer_states",
     ),
+    (
+        "megatron.core.optimizer.distrib_optimizer",
+        "DistributedOptimizer._get_main_param_and_optimizer_states",
+    ),
+    ("megatron.core.optimizer.distrib_optimizer", "DistributedOptimizer._get_model_param_range_map"),
     (_TRAINING, "get_forward_backward_func"),
     (_TRAINING, "get_optimizer_param_scheduler"),
     (_TRAINING, "training_log"),
@@ -153,7 +159,8 @@ class Seam:
     def carry_state(self, save: Callable[[], dict], load: Callable[[dict], None]) -> None:
         """Keep ``save()`` in every checkpoint, beside the learning-rate scheduler's state, and ``load`` it back.
 
-        Also lets a step in which no objective had a finite gradient pass without touching parameters and optimizer.
+        Also shows the step Adam's second moments where its metric needs them, and lets a step in which no objective
+        had a finite gradient pass without touching parameters and optimizer.
         """
         training = importlib.import_module(_TRAINING)
         stock = training.get_optimizer_param_scheduler
@@ -161,6 +168,8 @@ class Seam:
         def build(optimizer: Any) -> Any:
             skip_when_all_dropped(optimizer, self.step)
             make_resumable(optimizer)
+            if self.step.config.metric == "adam":
+                self.step.scale_of = partial(adam_scale, optimizer)
             scheduler = stock(optimizer)
             get, put = scheduler.state_dict, scheduler.load_state_dict
 
@@ -313,6 +322,31 @@ def skip_when_all_dropped(optimizer: Any, step: MooStep) -> None:
         return take()
 
     optimizer.step = maybe_step
+
+
+def adam_scale(optimizer: Any, plan: BucketPlan) -> torch.Tensor:
+    """Square root of Adam's metric 1 / (sqrt(v) + eps) on this rank's shard of a bucket, ``[shard]`` fp32.
+
+    ``v`` is the second moment, corrected for its start, before the step under way. Where it is zero no gradient has
+    ever arrived and Adam's step is not known: such values take no part. Before the first step everything is 1.
+    """
+    scale = torch.zeros(plan.shard, device=plan.grad.device)
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        group = part.optimizer.param_groups[0]
+        for param, (buffer, _, bucket) in part.model_param_gbuf_map.items():
+            if part.buffers[buffer].buckets[bucket].grad_data.data_ptr() != plan.grad.data_ptr():
+                continue
+            place = part._get_model_param_range_map(param)["gbuf_world_in_bucket"]
+            state = part._get_main_param_and_optimizer_states(param)
+            step = float(state.get("step", group.get("step", 0)))
+            first = place.start - plan.rank * plan.shard
+            here = scale[first : first + place.size]
+            if step == 0:
+                here.fill_(1.0)
+                continue
+            v = state["exp_avg_sq"].flatten() / (1.0 - group["betas"][1] ** step)
+            here.copy_(torch.where(v > 0, (v.sqrt() + group["eps"]).rsqrt(), 0.0))
+    return scale
 
 
 def make_resumable(optimizer: Any) -> None:

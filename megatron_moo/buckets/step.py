@@ -98,6 +98,8 @@ class MooStep:
         self.riders: list[Callable[[], torch.Tensor]] = []
         # Mean loss per objective [K] from the summed riders, for methods that weigh by losses.
         self.losses_of: Callable[[list[torch.Tensor]], torch.Tensor] | None = None
+        # Square root of a shard's metric [shard]: inner products are taken of rows times it (--moo-metric adam).
+        self.scale_of: Callable[[BucketPlan], torch.Tensor] | None = None
         self._tp_group: Any = None
         self._embd_group: Any = None
         self._lane = 0
@@ -230,12 +232,13 @@ class MooStep:
             sum_over([target for _, target in moves], plan.instances)
             self._phase["exchange"] += time.perf_counter() - started
             return
+        scale = self._scale(plan)
         for segment in plan.segments:
             cut = slice(segment.start, segment.end)
             here = [(source[:, cut], target[:, cut]) for source, target in moves]
             if segment.kind is Kind.OWN:
                 rows = [*(kept[:, cut] for kept in self._kept[plan.name]), received[:, cut]]
-                self._sum.note(plan.lanes, segment.block, gramian(rows, park=here))
+                self._note(plan, segment, rows, scale, here)
             else:
                 for source, target in here:
                     target.copy_(source)
@@ -243,10 +246,29 @@ class MooStep:
 
     def _add_gramians(self, plan: BucketPlan) -> None:
         started = time.perf_counter()
+        scale = self._scale(plan)
         for segment in plan.segments:
             if segment.kind is Kind.OWN:
-                self._sum.note(plan.lanes, segment.block, gramian(self._columns(plan, segment)))
+                self._note(plan, segment, self._columns(plan, segment), scale)
         self._phase["gramian"] += time.perf_counter() - started
+
+    def _scale(self, plan: BucketPlan) -> torch.Tensor | None:
+        return None if self.scale_of is None else self.scale_of(plan)
+
+    def _note(
+        self,
+        plan: BucketPlan,
+        segment: Segment,
+        rows: Sequence[torch.Tensor],
+        scale: torch.Tensor | None,
+        park: Sequence[tuple[torch.Tensor, torch.Tensor]] = (),
+    ) -> None:
+        """Form the products of a segment's rows in the metric, and park rows on the way."""
+        if scale is not None:
+            for source, target in park:
+                target.copy_(source)
+            rows, park = [piece.float() * scale[segment.start : segment.end] for piece in rows], ()
+        self._sum.note(plan.lanes, segment.block, gramian(rows, park=park))
 
     def count(self, amount: torch.Tensor | float) -> None:
         """Report what the pass's loss summed over on this rank: tokens, or its share of the ranks."""
@@ -392,7 +414,7 @@ class MooStep:
             if dist.get_rank(group) != 0:
                 continue
             for (plan, segment), rows in zip(todo, copies, strict=True):
-                self._sum.note(plan.lanes, segment.block, gramian([rows]))
+                self._note(plan, segment, [rows], self._scale(plan))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold: the method's state, with the same keys on every rank."""

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from megatron_moo.report import units
+from megatron_moo.report.metrics import stopped_line
 from megatron_moo.report.records import EventRecord, Record, StepRecord, ValidRecord
 from megatron_moo.report.summary import mean, median
 from megatron_moo.report.table import print_summary, summary_table
@@ -82,6 +83,8 @@ class LiveView:
             self._show_step(record)
         elif isinstance(record, ValidRecord):
             self._print(valid_line(record))
+        elif isinstance(record, EventRecord) and record.event == "stopped":
+            self._print(stopped_line(record))
         elif isinstance(record, EventRecord) and record.event == "start":
             iters = record.fields.get("train_iters")
             self._train_iters = iters if isinstance(iters, int) else self._train_iters
@@ -167,4 +170,11 @@ def valid_line(record: ValidRecord) -> str:
         known = [record.loss[tag] for tag in tags if tag in record.loss]
         if known:
             parts.append(f"{name} {units.loss(mean(known))}")
-    return " ".join([*parts, "nats per token"])
+    parts.append("nats per token")
+    bits = {tag: record.bits_per_byte[tag] for tag in record.seen if tag in record.bits_per_byte}
+    if bits:
+        worst = max(bits, key=lambda tag: math.inf if math.isnan(bits[tag]) else bits[tag])
+        parts.append(
+            f"(bits per byte: mean {units.loss(mean(bits.values()))}, worst {worst} {units.loss(bits[worst])})"
+        )
+    return " ".join(parts)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_moo.errors import MooError
-from megatron_moo.report.records import EventRecord, Record, StepRecord, ValidRecord, parse_line
+from megatron_moo.report.records import EventRecord, Record, StepRecord, ValidRecord, numbers, parse_line
 
 METRICS_FILE = "metrics.jsonl"
 _LAYER = re.compile(r"layers\.(\d+)")
@@ -51,6 +51,30 @@ class RunMetrics:
         return None
 
     @property
+    def drawn(self) -> Mapping[str, Mapping[str, float]]:
+        """The last word on asked against drawn: language to shares and counts; empty when nothing was told."""
+        told = self._last("drawn")
+        languages = told.fields.get("languages") if told else None
+        if not isinstance(languages, Mapping):
+            return {}
+        return {str(tag): numbers(shares) for tag, shares in languages.items()}
+
+    @property
+    def presence(self) -> str:
+        """How languages came: ``present``, ``law`` or ``mixed``; empty when nothing was told."""
+        told = self._last("drawn")
+        return str(told.fields.get("presence", "")) if told else ""
+
+    @property
+    def stopped(self) -> EventRecord | None:
+        """The event of early stopping that ended the run, or None."""
+        event = self._last("stopped")
+        return event if event and self.steps and event.step == self.steps[-1].step else None
+
+    def _last(self, name: str) -> EventRecord | None:
+        return next((event for event in reversed(self.events) if event.event == name), None)
+
+    @property
     def finished(self) -> bool:
         """True when the last event is the run's end."""
         return bool(self.events) and self.events[-1].event == "end"
@@ -71,6 +95,16 @@ class RunMetrics:
                 self.steps = [old for old in self.steps if old.step < record.step]
                 self.valids = [old for old in self.valids if old.step < record.step]
             self.steps.append(record)
+
+
+def stopped_line(event: EventRecord) -> str:
+    """Why early stopping ended a run, in words."""
+    watch, patience, best = (event.fields.get(name) for name in ("watch", "patience", "best"))
+    what = {"macro": "the mean of all languages", "worst": "the worst language"}.get(str(watch), str(watch))
+    return (
+        f"stopped early at step {event.step}: {what} did not improve on {best:.4f} bits per byte in {patience} "
+        "validations"
+    )
 
 
 def _depth(block: str) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from megatron_moo import __version__
 from megatron_moo.errors import MooError
 from megatron_moo.report import units
 from megatron_moo.report.charts import palette
-from megatron_moo.report.metrics import METRICS_FILE, RunMetrics, read_metrics
+from megatron_moo.report.metrics import METRICS_FILE, RunMetrics, read_metrics, stopped_line
 from megatron_moo.report.sections import SECTIONS, Room
 from megatron_moo.report.sections.cosine import mean_cosine
 from megatron_moo.report.summary import Change, RunSummary, summarize
@@ -97,6 +97,9 @@ def _recipe(run_dir: Path) -> str | None:
 def state(metrics: RunMetrics) -> str:
     """How far the run is, in words."""
     last, asked = metrics.steps[-1].step, metrics.train_iters
+    if metrics.finished and metrics.stopped is not None:
+        line = stopped_line(metrics.stopped)
+        return line[0].upper() + line[1:]
     if metrics.finished:
         return f"Finished at step {last:,}" + (f" of {asked:,}" if asked and asked != last else "")
     return f"Step {last:,}" + (f" of {asked:,}" if asked else "") + ", still running or interrupted"
@@ -105,7 +108,7 @@ def state(metrics: RunMetrics) -> str:
 def _facts(room: Room) -> Iterator[str]:
     summary = room.summary
     if summary.method:
-        yield f"{summary.method}, weights per {summary.block or 'block'}"
+        yield summary.method + (f", weights per {summary.block}" if summary.block else "")
     objectives = len(room.metrics.objectives)
     seen = len(summary.seen or summary.train)
     yield _counted(seen, "language") + (f", {len(summary.unseen)} unseen" if summary.unseen else "")
@@ -147,11 +150,19 @@ def _losses(title: str, summary: RunSummary, losses: Mapping[str, Change], tags:
 
 
 def _worst(summary: RunSummary) -> Iterator[Tile]:
-    held_out = {tag: change for tag, change in summary.held_out.items() if tag in summary.seen}
+    """The language that the model knows least: in bits per byte, which compare between languages."""
+    held_out = {tag: change for tag, change in summary.bits_per_byte.items() if tag in summary.seen}
     worst = summary.worst(held_out or summary.train)
     if worst is not None:
-        where = "held-out, at the end" if held_out else "training, at the end"
-        yield Tile("Highest loss, seen", units.loss(worst[1].end), f"{worst[0]}, {where}")
+        where = "bits per byte, held-out, at the end" if held_out else "nats per token, training, at the end"
+        yield Tile("Worst language, seen", units.loss(worst[1].end), f"{worst[0]}, {where}")
+    if held_out:
+        bits = summary.mean(summary.bits_per_byte, summary.seen)
+        yield Tile(
+            "Bits per byte, seen",
+            f"{units.loss(bits.start)} → {units.loss(bits.end)}",
+            f"held-out, {summary.mean_of(summary.seen)}, each language counted once",
+        )
 
 
 def _cosines(room: Room) -> Iterator[Tile]:

@@ -131,28 +131,28 @@ def _step_record(step: int, raw: Mapping[str, Any]) -> StepRecord:
     return StepRecord(
         step=step,
         objectives=objectives,
-        loss=_numbers(raw.get("loss")),
-        tokens=_numbers(raw.get("tokens")),
-        samples=_numbers(raw.get("samples")),
+        loss=numbers(raw.get("loss")),
+        tokens=numbers(raw.get("tokens")),
+        samples=numbers(raw.get("samples")),
         grad_norm=_number(raw.get("grad_norm")),
         lr=_number(raw.get("lr")),
         step_time_s=_number(raw.get("step_time_s")),
         tokens_per_s=_number(raw.get("tokens_per_s")),
-        phase_s=_numbers(raw.get("phase_s")),
+        phase_s=numbers(raw.get("phase_s")),
         moo=_moo_record(moo, objectives) if isinstance(moo, Mapping) else None,
     )
 
 
 def _valid_record(step: int, raw: Mapping[str, Any]) -> ValidRecord:
-    loss = _numbers(raw.get("loss"))
+    loss = numbers(raw.get("loss"))
     unseen = _names(raw.get("unseen"))
     seen = _names(raw.get("seen")) or tuple(tag for tag in loss if tag not in set(unseen))
-    return ValidRecord(step, loss, _numbers(raw.get("bits_per_byte")), seen, unseen)
+    return ValidRecord(step, loss, numbers(raw.get("bits_per_byte")), seen, unseen)
 
 
 def _moo_record(raw: Mapping[str, Any], objectives: tuple[str, ...]) -> MooRecord:
     weights = _mapping(raw.get("weights"))
-    by_block = {name: _numbers(raw.get(name)) for name in ("stationarity", "norm", "conflict")}
+    by_block = {name: numbers(raw.get(name)) for name in ("stationarity", "norm", "conflict")}
     blocks = _block_names(weights, by_block.values())
     return MooRecord(
         method=str(raw.get("method", "")),
@@ -221,7 +221,8 @@ def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _numbers(value: object) -> dict[str, float]:
+def numbers(value: object) -> dict[str, float]:
+    """A mapping of names to floats; what is no number is NaN."""
     return {str(key): _number(number) for key, number in _mapping(value).items()}
 
 

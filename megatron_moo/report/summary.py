@@ -60,6 +60,10 @@ class RunSummary:
     tokens: Mapping[str, float]  # drawn in the whole run
     tokens_per_s: float  # median over the steps
     step_time_s: float  # median over the steps
+    drawn: Mapping[
+        str, Mapping[str, float]
+    ]  # per language: asked, expected and drawn token shares, and counts
+    presence: str  # how languages came: present, law or mixed
 
     def complete(self, tags: Iterable[str]) -> tuple[str, ...]:
         """Those ``tags`` with a finite start and end in everything that was measured for any of them.
@@ -111,6 +115,8 @@ def summarize(metrics: RunMetrics) -> RunSummary:
         tokens={tag: _total(step.tokens.get(tag, 0.0) for step in steps) for tag in _token_tags(metrics)},
         tokens_per_s=median(step.tokens_per_s for step in steps),
         step_time_s=median(step.step_time_s for step in steps),
+        drawn=metrics.drawn,
+        presence=metrics.presence,
     )
 
 

@@ -113,7 +113,9 @@ def _facts(summary: RunSummary) -> Table:
 
 def _fact_lines(summary: RunSummary) -> Iterator[tuple[str, str]]:
     if summary.method:
-        yield "method", f"{summary.method}, one set of weights per {summary.block or 'block'}"
+        weights = f", one set of weights per {summary.block}" if summary.block else ""
+        yield "method", f"{summary.method}{weights}"
+    yield from _worst(summary)
     if math.isfinite(summary.conflict.end):
         start, end = units.percent(summary.conflict.start), units.percent(summary.conflict.end)
         yield (
@@ -122,8 +124,37 @@ def _fact_lines(summary: RunSummary) -> Iterator[tuple[str, str]]:
         )
     if math.isfinite(summary.cosine_same):
         yield "cosine, same language", f"{summary.cosine_same:.2f} (two batches of one language)"
+    yield from _farthest(summary)
     tokens = units.count(sum(summary.tokens.values()))
     yield "tokens", f"{tokens} in {summary.steps} steps"
     if math.isfinite(summary.tokens_per_s):
         pace = f"{units.count(summary.tokens_per_s)} tokens/s"
         yield "speed", f"{pace}, {units.seconds(summary.step_time_s)} a step (medians)"
+
+
+def _worst(summary: RunSummary) -> Iterator[tuple[str, str]]:
+    parts = []
+    for part, tags in (("seen", summary.seen), ("unseen", summary.unseen)):
+        bits = {tag: change for tag, change in summary.bits_per_byte.items() if tag in tags}
+        worst = summary.worst(bits)
+        if worst is not None:
+            parts.append(f"{worst[0]} ({part}, {units.loss(worst[1].end)} bits per byte)")
+    if parts:
+        yield "worst held-out", ", ".join(parts)
+
+
+def _farthest(summary: RunSummary) -> Iterator[tuple[str, str]]:
+    """The language whose drawn share of the tokens lies farthest from the law's."""
+    apart = {tag: abs(told["drawn"] - told["asked"]) for tag, told in summary.drawn.items() if _told(told)}
+    if not apart:
+        return
+    tag = max(apart, key=lambda name: apart[name])
+    asked, expected, drawn = (
+        units.percent(summary.drawn[tag][key], 1) for key in ("asked", "expected", "drawn")
+    )
+    lifted = f", {expected} expected of presence {summary.presence}" if expected != asked else ""
+    yield "token shares", f"farthest from the law: {tag}, {asked} asked, {drawn} drawn{lifted}"
+
+
+def _told(shares: Mapping[str, float]) -> bool:
+    return all(math.isfinite(shares.get(key, math.nan)) for key in ("asked", "expected", "drawn"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-Record = Callable[[int, torch.Tensor, torch.Tensor], None]
+Record = Callable[[int | torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 
 def forward_step(
@@ -18,7 +18,8 @@ def forward_step(
 
     Args:
         data_iterator: yields batches of ``megatron_moo.data`` (``tokens``, ``labels``, ``loss_mask``,
-            ``position_ids`` of ``[b, s]``, ``language``, optionally ``attention_mask`` ``[b, 1, s, s]``).
+            ``position_ids`` of ``[b, s]``, ``language`` as an index or one per row ``[b]``, optionally
+            ``attention_mask`` ``[b, 1, s, s]``).
         model: the model chunk.
         record: given the batch, says where ``(language, summed loss, tokens)`` is written.
     """
@@ -30,17 +31,20 @@ def forward_step(
 
 
 def loss_func(
-    loss_mask: torch.Tensor, language: int, record: Record, losses: torch.Tensor
+    loss_mask: torch.Tensor, language: int | torch.Tensor, record: Record, losses: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """Sum the loss over the tokens that count.
 
     Returns:
         The summed loss, the number of tokens (int32) and Megatron's report ``{"lm loss": [sum, tokens]}``.
     """
-    mask = loss_mask.reshape(-1).float()
-    loss = torch.sum(losses.reshape(-1).float() * mask)
-    tokens = mask.sum().to(torch.int)
-    record(language, loss.detach(), tokens)
+    mask = loss_mask.float()
+    losses = losses.reshape(mask.shape).float() * mask
+    loss, tokens = losses.sum(), mask.sum().to(torch.int)
+    if isinstance(language, torch.Tensor):
+        record(language, losses.detach().sum(-1), mask.sum(-1))
+    else:
+        record(language, loss.detach(), tokens)
     return loss, tokens, {"lm loss": torch.stack([loss.detach(), tokens.float()])}
 
 

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -36,14 +37,24 @@ def train(recipe_path: Path, flags: list[str], runs: Path = Path("runs")) -> int
     plan = plan_run(recipe, runs, lambda text: console.print(f"megatron-moo: {text} …"))
     console.print(f"megatron-moo: {plan.summary}")
     console.print(f"megatron-moo: run folder {os.path.relpath(plan.run_dir)}")
+    for note in plan.notes:
+        console.print(f"megatron-moo: note: {note}", markup=False, soft_wrap=True)
     done = last_step(plan.run_dir)
     if done >= plan.train_iters:
         console.print(f"megatron-moo: all {done} steps are done; move the folder away to start again")
         _finish(console, plan)
         return 0
+    if _stopped_like(plan):
+        console.print(
+            f"megatron-moo: {_stopped_line(plan)}; raise --moo-patience or take --moo-early-stop away to go on"
+        )
+        _finish(console, plan)
+        return 0
     status = _run_ranks(console, plan)
     _finish(console, plan)
-    if last_step(plan.run_dir) < plan.train_iters:
+    if status == 0 and _stopped_like(plan):
+        console.print(f"megatron-moo: {_stopped_line(plan)}")
+    elif last_step(plan.run_dir) < plan.train_iters:
         console.print("megatron-moo: stopped before the last step; run the same command again to go on")
     return status
 
@@ -56,6 +67,29 @@ def last_step(run_dir: Path) -> int:
         return 0
     run = read_metrics(run_dir)
     return run.steps[-1].step if run.finished and run.steps else 0
+
+
+def _stopped(plan: RunPlan) -> Any:
+    """The ``stopped`` event that ended the run, or None."""
+    from megatron_moo.report.metrics import read_metrics
+
+    if not last_step(plan.run_dir):
+        return None
+    return read_metrics(plan.run_dir).stopped
+
+
+def _stopped_like(plan: RunPlan) -> bool:
+    """Whether the run was ended by the early stopping that this plan asks for too."""
+    if (event := _stopped(plan)) is None or "moo-early-stop" not in plan.flags:
+        return False
+    asked = (str(plan.flags["moo-early-stop"]), int(plan.flags["moo-patience"]))
+    return asked == (event.fields.get("watch"), event.fields.get("patience"))
+
+
+def _stopped_line(plan: RunPlan) -> str:
+    from megatron_moo.report.metrics import stopped_line
+
+    return stopped_line(_stopped(plan))
 
 
 def _be_a_rank(plan: RunPlan) -> int:

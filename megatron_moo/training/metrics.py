@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from megatron_moo.buckets.step import MooStep, Resolved
 from megatron_moo.training.evidence import moo_record
+from megatron_moo.training.mixed import MixedStep
 
 
 class LossBook:
@@ -26,11 +27,15 @@ class LossBook:
         self._languages = languages
         self._sums: torch.Tensor | None = None
 
-    def add(self, language: int, loss: torch.Tensor, tokens: torch.Tensor) -> None:
-        """Add a micro-batch's summed loss and number of tokens."""
+    def add(self, language: int | torch.Tensor, loss: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Add a micro-batch's summed loss and number of tokens; or, with ``language`` ``[b]``, those of its rows."""
         if self._sums is None:
             self._sums = torch.zeros(self._languages, 2, dtype=torch.float64, device=loss.device)
-        self._sums[language] += torch.stack([loss.double(), tokens.double()])
+        sums = torch.stack([loss, tokens], -1).double()
+        if isinstance(language, torch.Tensor):
+            self._sums.index_add_(0, language, sums)
+        else:
+            self._sums[language] += sums
 
     def take(self, device: torch.device) -> torch.Tensor:
         """The sums since the last call; starts again from zero."""
@@ -71,6 +76,24 @@ class MetricsWriter:
         if dist.get_rank() == 0:
             self._append({"event": name, "time": time.time(), **fields})
 
+    def tell_drawn(self, step: int, report: dict[str, Any]) -> None:
+        """Write asked against drawn (``Feed.report``) as an event ``drawn``."""
+        self.event("drawn", step=step, **report)
+        languages = report["languages"].items()
+        self.scalars(
+            {
+                f"share_{name}/{tag}": told[name]
+                for tag, told in languages
+                for name in ("asked", "expected", "drawn")
+            },
+            step,
+        )
+
+    def scalars(self, values: Mapping[str, float | None], step: int) -> None:
+        """Write numbers to tensorboard on the rank that has one; None is left out."""
+        if (writer := _tensorboard()) is not None:
+            _write_scalars(writer, values, step)
+
     def log_step(self, iteration: int, learning_rate: float, grad_norm: Any, skipped: bool) -> None:
         """Write the record of the step that just ended (called after Megatron's own log)."""
         resolved = self.step.last
@@ -91,7 +114,6 @@ class MetricsWriter:
         phase = dict(resolved.phase_s)
         phase["optimizer"] = now - self._resolved_at
         phase = {"compute": max(0.0, total - sum(phase.values())), **phase}
-        config = self.step.config
         return {
             "step": iteration,
             "objectives": list(self.step.objectives),
@@ -101,10 +123,14 @@ class MetricsWriter:
             "step_time_s": total,
             "tokens_per_s": sum(int(tokens) for _, _, tokens in seen) / total,
             "phase_s": {name: round(seconds, 6) for name, seconds in phase.items()},
-            "moo": moo_record(
-                resolved, config.method, config.block, self.step.block_names, self.step.objectives
-            ),
+            "moo": self._moo(resolved),
         }
+
+    def _moo(self, resolved: Resolved) -> dict[str, Any]:
+        if isinstance(self.step, MixedStep):
+            return {"method": "mean, languages mixed inside micro-batches"}
+        config, step = self.step.config, self.step
+        return moo_record(resolved, config.method, config.block, step.block_names, step.objectives)
 
     def _append(self, record: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as out:
@@ -122,21 +148,27 @@ def _tensorboard() -> Any:
 
 
 def _to_tensorboard(writer: Any, record: dict[str, Any], step: int) -> None:
-    moo = record["moo"]
     scalars = {f"loss/{tag}": loss for tag, loss in record["loss"].items()}
     scalars |= {f"tokens/{tag}": count for tag, count in record["tokens"].items()}
     scalars |= {f"phase_s/{name}": seconds for name, seconds in record["phase_s"].items()}
-    scalars |= {f"stationarity/{block}": norm for block, norm in moo["stationarity"].items()}
-    scalars |= {f"conflict/{block}": rate for block, rate in moo["conflict"].items()}
-    scalars |= {f"norm/{block}": norm for block, norm in moo["norm"].items()}
     scalars |= {f"samples/{tag}": count for tag, count in record["samples"].items()}
     scalars |= {name: record[name] for name in ("step_time_s", "tokens_per_s")}
-    scalars |= {"moo/conflict_rate": moo["conflict_rate"], "moo/cosine_same": moo["cosine_same"]}
-    for block, weights in moo["weights"].items():
+    _write_scalars(writer, {**scalars, **_moo_scalars(record["moo"], record["objectives"])}, step)
+
+
+def _moo_scalars(moo: dict[str, Any], objectives: Sequence[str]) -> dict[str, float | None]:
+    scalars = {f"moo/{name}": moo.get(name) for name in ("conflict_rate", "cosine_same")}
+    for part in ("stationarity", "conflict", "norm"):
+        scalars |= {f"{part}/{block}": value for block, value in moo.get(part, {}).items()}
+    for block, weights in moo.get("weights", {}).items():
         scalars |= {f"weights/{block}/{objective}": w for objective, w in weights.items()}
-    for i, row in enumerate(moo["cosine"]):
+    for i, row in enumerate(moo.get("cosine", [])):
         for j in range(i + 1, len(row)):
-            scalars[f"cosine/{record['objectives'][i]}~{record['objectives'][j]}"] = row[j]
+            scalars[f"cosine/{objectives[i]}~{objectives[j]}"] = row[j]
+    return scalars
+
+
+def _write_scalars(writer: Any, scalars: Mapping[str, float | None], step: int) -> None:
     for name, value in scalars.items():
         if value is not None:
             writer.add_scalar(name, value, step)

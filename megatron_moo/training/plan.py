@@ -10,20 +10,23 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from megatron_moo.errors import MooError
 from megatron_moo.training import platform
-from megatron_moo.training.arguments import FLAG_NAMES, add_moo_arguments, lane_count, moo_config
+from megatron_moo.training.arguments import FLAG_NAMES, add_moo_arguments, lane_count, moo_config, slot_count
 from megatron_moo.training.recipe import DEFAULTS, REQUIRED, Recipe, check_keys, to_argv
 from megatron_moo.training.support import check_supported
+
+if TYPE_CHECKING:
+    from megatron_moo.training.feed import Feed
 
 # Flags that may differ when a run folder is used again.
 MAY_CHANGE = (
     "run-dir", "corpus", "nproc", "name", "train-iters", "exit-interval", "exit-duration-in-mins", "log-interval",
-    "eval-interval", "save-interval", "save", "load", "tensorboard-dir", "languages",
+    "eval-interval", "save-interval", "save", "load", "tensorboard-dir", "languages", "moo-early-stop", "moo-patience",
 )  # fmt: skip
 
 
@@ -37,6 +40,7 @@ class RunPlan:
         world: number of ranks.
         train_iters: steps.
         summary: one line that says what will run.
+        notes: warnings about the data, a line each.
     """
 
     run_dir: Path
@@ -44,6 +48,7 @@ class RunPlan:
     world: int
     train_iters: int
     summary: str
+    notes: list[str]
 
 
 def plan_run(recipe: Recipe, runs: Path, progress: Callable[[str], None]) -> RunPlan:
@@ -57,7 +62,9 @@ def plan_run(recipe: Recipe, runs: Path, progress: Callable[[str], None]) -> Run
     Raises:
         MooError: for anything a user can mend.
     """
-    from megatron_moo.data import LanguageSampler, ValidationBatches, build_corpus, load_manifest
+    from megatron_moo.data import build_corpus, load_manifest
+    from megatron_moo.training.evaluation import early_stopping
+    from megatron_moo.training.feed import Feed
 
     values = platform.default_flags() | DEFAULTS | recipe.values
     for key, value in REQUIRED.items():
@@ -74,24 +81,29 @@ def plan_run(recipe: Recipe, runs: Path, progress: Callable[[str], None]) -> Run
     args = _parse(values, world)
     lanes = lane_count(args)
     check_supported(args)
+    run_dir = Path(values.get("run-dir") or runs / recipe.name)
+    before = _claimed(run_dir)
+    args.moo_slots = _slots(args.moo_slots, len(manifest.objectives), lanes, before)
     config = moo_config(args, len(manifest.objectives))
+    early_stopping(args, (*manifest.languages, *manifest.unseen))
     dp = args.world_size // (
         args.tensor_model_parallel_size * args.pipeline_model_parallel_size * args.context_parallel_size
     )
     # The record of a run holds our settings also where they are the defaults.
     ours = {name: getattr(args, name.replace("-", "_")) for name in FLAG_NAMES if name.startswith("moo-")}
     values = {**{name: value for name, value in ours.items() if value not in (None, False, [])}, **values}
-    values["moo-slots"] = config.slots
-    least = dp * config.slots * args.micro_batch_size
-    values.setdefault("global-batch-size", least)
-    if int(values["global-batch-size"]) % least:
+    values["moo-slots"] = args.moo_slots
+    least = dp * args.micro_batch_size
+    _settle_batch(values, args, before, least * args.moo_slots)
+    if args.global_batch_size % (least * config.slots):
         raise MooError(
-            f"{values['global-batch-size']} is not a multiple of {least} (data-parallel size {dp} x slots "
+            f"{args.global_batch_size} is not a multiple of {least * config.slots} (data-parallel size {dp} x slots "
             f"{config.slots} x micro-batch size {args.micro_batch_size})",
             "global-batch-size",
-            "leave it out to get one micro-batch per lane and slot",
+            "leave it out to get one micro-batch per lane and slot"
+            if "global-batch-size" in recipe.values
+            else "choose slots and micro-batch size that divide the batch of the run that goes on",
         )
-    run_dir = Path(values.get("run-dir") or runs / recipe.name)
     corpus_dir = Path(values.get("corpus") or runs / "data" / _corpus_name(Path(values["languages"])))
     progress("preparing the languages")
     corpus = build_corpus(manifest, corpus_dir)
@@ -105,18 +117,59 @@ def plan_run(recipe: Recipe, runs: Path, progress: Callable[[str], None]) -> Run
     }
     values.setdefault("max-position-embeddings", args.seq_length)
     values.setdefault("load", values["save"])
-    sampler = LanguageSampler(corpus, "valid", args.seq_length, args.seed)
-    tags = (*manifest.languages, *manifest.unseen)
-    micro_batches = len(ValidationBatches(sampler, tags, 0, dp, args.micro_batch_size))
-    values |= {"eval-iters": 1, "eval-global-batch-size": micro_batches * dp * args.micro_batch_size}
-    values["eval-micro-batch-size"] = args.micro_batch_size
-    _claim(run_dir, recipe, values)
+    feed = Feed(args, manifest, corpus, lanes, config.slots)
+    values |= {"eval-iters": 1, "eval-micro-batch-size": args.micro_batch_size}
+    values["eval-global-batch-size"] = len(feed.valid(0, dp)) * dp * args.micro_batch_size
+    places = 0 if args.moo_mixed else lanes * config.slots
+    _claim(run_dir, recipe, values, before, places)
+    how = f"{len(manifest.objectives)} objectives on {_counted(lanes, 'lane')} x {config.slots} slots; "
+    how += f"{config.method} per {config.block}"
+    if args.moo_mixed:
+        how = "mixed inside micro-batches, plain mean"
     summary = (
-        f"{len(manifest.languages)} languages, {len(manifest.objectives)} objectives on {lanes} lane"
-        f"{'s' if lanes > 1 else ''} x {config.slots} slots; {config.method} per {config.block}; "
-        f"{world} rank{'s' if world > 1 else ''} on {'GPU' if platform.has_gpu() else 'CPU'}"
+        f"{len(manifest.languages)} languages, {how}; {_counted(world, 'rank')} on "
+        f"{'GPU' if platform.has_gpu() else 'CPU'}"
     )
-    return RunPlan(run_dir, values, world, int(args.train_iters), summary)
+    notes = [*_place_notes(feed, int(before.get("places", 0)), places), *feed.notes]
+    return RunPlan(run_dir, values, world, int(args.train_iters), summary, notes)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' if count > 1 else ''}"
+
+
+def _settle_batch(values: dict[str, Any], args: Any, before: dict[str, Any], one_each: int) -> None:
+    """The global batch: as asked, or that of the run that goes on, or one micro-batch per lane and slot."""
+    values.setdefault("global-batch-size", before.get("flags", {}).get("global-batch-size", one_each))
+    args.global_batch_size = int(values["global-batch-size"])
+
+
+def _claimed(run_dir: Path) -> dict[str, Any]:
+    """The record of the run that a folder holds, empty without one."""
+    path = run_dir / "recipe.yaml"
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
+
+
+def _slots(asked: str, objectives: int, lanes: int, before: dict[str, Any]) -> int:
+    """S; with ``auto`` a run that goes on keeps its places a step (DESIGN section 3) where the lanes allow."""
+    places = int(before.get("places", 0))
+    if asked == "auto" and places and places % lanes == 0:
+        return places // lanes
+    return slot_count(asked, objectives, lanes)
+
+
+def _place_notes(feed: Feed, earlier: int, places: int) -> list[str]:
+    if not places:
+        return []
+    objectives, notes = len(feed.manifest.objectives), []
+    if earlier not in (0, places):
+        notes.append(
+            f"{places} places a step (slots x lanes) where the run had {earlier}: which objective comes when begins "
+            "anew, samples go on"
+        )
+    if feed.schedule.presence == "present" and objectives > places:
+        notes.append(f"{objectives} objectives rotate over {places} places a step: not each is in every step")
+    return notes
 
 
 def _corpus_name(manifest: Path) -> str:
@@ -171,17 +224,18 @@ def _parse(values: dict[str, Any], world: int) -> Any:
     return args
 
 
-def _claim(run_dir: Path, recipe: Recipe, values: dict[str, Any]) -> None:
-    """Write the recipe as run, or refuse a folder that another recipe wrote."""
+def _claim(
+    run_dir: Path, recipe: Recipe, values: dict[str, Any], before: dict[str, Any], places: int
+) -> None:
+    """Write the recipe as run, or refuse a folder that another recipe wrote (``before``)."""
     path = run_dir / "recipe.yaml"
     mine = {key: value for key, value in values.items() if key not in MAY_CHANGE}
-    if path.exists():
-        before = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if before:
         flags = before.get("flags", {})
         keys = sorted(
             key for key in {*mine, *flags} - set(MAY_CHANGE) if str(mine.get(key)) != str(flags.get(key))
         )
-        # Another number of ranks is the same run as long as slots x lanes stays (DESIGN section 3).
+        # Other slots on another number of ranks are the same run while slots x lanes stays; else it is told.
         keys = [key for key in keys if key not in ("moo-slots", "eval-global-batch-size")]
         if keys:
             told = ", ".join(f"{key} was {flags.get(key)!r} and is {mine.get(key)!r}" for key in keys[:3])
@@ -191,7 +245,12 @@ def _claim(run_dir: Path, recipe: Recipe, values: dict[str, Any]) -> None:
                 "choose another --run-dir or move that folder",
             )
     run_dir.mkdir(parents=True, exist_ok=True)
-    record = {"recipe": recipe.path.name, "versions": _versions(), "flags": dict(sorted(values.items()))}
+    record = {
+        "recipe": recipe.path.name,
+        "versions": _versions(),
+        "places": places,
+        "flags": dict(sorted(values.items())),
+    }
     temporary = path.with_suffix(".tmp")
     temporary.write_text(yaml.safe_dump(record, sort_keys=False, allow_unicode=True), encoding="utf-8")
     temporary.replace(path)

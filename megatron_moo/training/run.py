@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,22 +13,17 @@ from megatron_moo.buckets.lanes import find_lanes
 from megatron_moo.buckets.modes import make_step_class
 from megatron_moo.buckets.placement import peer_groups
 from megatron_moo.buckets.seam import Seam, check_version
-from megatron_moo.data import (
-    LaneBatches,
-    LaneSchedule,
-    LanguageSampler,
-    ValidationBatches,
-    load_manifest,
-    open_corpus,
-    plan_shares,
-)
+from megatron_moo.data import ValidationBatches, load_manifest, open_corpus
 from megatron_moo.errors import MooError
 from megatron_moo.models.gpt import build_model
 from megatron_moo.models.lora import check_selected
 from megatron_moo.training import platform
 from megatron_moo.training.arguments import lane_count, moo_config
+from megatron_moo.training.evaluation import Evaluation, early_stopping
+from megatron_moo.training.feed import Feed
 from megatron_moo.training.forward import Record, forward_step
-from megatron_moo.training.metrics import LossBook, MetricsWriter
+from megatron_moo.training.metrics import MetricsWriter
+from megatron_moo.training.mixed import MixedStep
 from megatron_moo.training.support import check_supported
 
 
@@ -48,30 +42,19 @@ class TrainingRun:
         objectives = self.manifest.objectives
         config = moo_config(args, len(objectives))
         self.lanes = lane_count(args)
-        self.sampler = LanguageSampler(self.corpus, "train", args.seq_length, args.seed)
-        budget = (args.train_iters or 0) * args.global_batch_size * args.seq_length
-        self.shares = plan_shares(self.manifest, self.sampler, args.moo_presence, budget or None)
-        self.schedule = LaneSchedule(
-            objectives=len(objectives),
-            lanes=self.lanes,
-            slots=config.slots,
-            seed=args.seed,
-            presence=args.moo_presence,
-            shares=self.shares.objectives,
-        )
+        self.feed = Feed(args, self.manifest, self.corpus, self.lanes, config.slots)
         check_supported(args)
-        step_class = make_step_class(config.observe, config.every)
+        step_class = MixedStep if args.moo_mixed else make_step_class(config.observe, config.every)
         self.step = step_class(
-            config, _method(config), objectives, self.schedule, _preference(self.manifest.preference())
+            config, _method(config), objectives, self.feed, _preference(self.manifest.preference())
         )
         self.seen, self.unseen = tuple(self.manifest.languages), tuple(self.manifest.unseen)
         self.metrics = MetricsWriter(Path(args.run_dir), self.step, self.seen)
         self.step.losses_of = self._objective_losses
-        self.validation_book = LossBook(len(self.seen) + len(self.unseen))
-        self.batches: LaneBatches | None = None
-        self._restored: dict[str, Any] = {}
+        self.stopping = early_stopping(args, self.seen + self.unseen)
+        self.evaluation = Evaluation(self.corpus, self.seen, self.unseen, self.metrics, self.stopping)
         self._validations: list[ValidationBatches] = []
-        self._last_validation = -1
+        self._told_drawn = -1
         self.seam = Seam(self.step, lambda: int(args.curr_iteration))
         self.seam.on_training_log(self._log)
         self.seam.carry_state(self._save, self._load)
@@ -93,31 +76,11 @@ class TrainingRun:
         lanes = find_lanes(peer_groups(ps), dp_rank)
         if lanes.count != self.lanes:
             raise MooError(f"{lanes.count} lanes were found, {self.lanes} expected", "parallel sizes")
-        args = self.args
-        own = args.global_batch_size // (args.micro_batch_size * dp_size * self.step.config.slots)
-        batches = LaneBatches(
-            self.sampler,
-            self.schedule,
-            self.manifest,
-            lane=lanes.lane,
-            peer=lanes.peer,
-            peers=lanes.peers,
-            micro_batch_size=args.micro_batch_size,
-            micro_batches=own * lanes.peers,
-            seed=args.seed,
-            shares=self.shares,
-        )
-        if "data" in self._restored:
-            batches.load_state_dict(self._restored["data"])
-        self.batches = batches
-        valid = ValidationBatches(
-            LanguageSampler(self.corpus, "valid", args.seq_length, args.seed),
-            self.seen + self.unseen,
-            dp_rank,
-            dp_size,
-            args.micro_batch_size,
-        )
+        batches = self.feed.train(dp_rank, dp_size, lanes.lane, lanes.peer, lanes.peers)
+        valid = self.feed.valid(dp_rank, dp_size)
         self._validations.append(valid)
+        if self.stopping is not None and self.stopping.exhausted:
+            self.args.train_iters = int(self.args.iteration)  # it ended here before
         return iter(batches), iter(valid), None
 
     datasets.is_distributed = True  # type: ignore[attr-defined]
@@ -128,7 +91,9 @@ class TrainingRun:
 
     def end(self) -> None:
         """Say in the metrics that the run is complete, and leave the process group. A collective call."""
-        self.metrics.event("end", step=int(self.args.curr_iteration) + 1)
+        step = self._validated_step()
+        self._tell_drawn(step)
+        self.metrics.event("end", step=step)
         dist.barrier()
         dist.destroy_process_group()
 
@@ -137,26 +102,13 @@ class TrainingRun:
         self.seam.remove()
 
     def after_validation(self, model: Any) -> None:
-        """Write the validation losses of a pass over every language (Megatron's ``non_loss_data_func``)."""
-        device = torch.device(torch.cuda.current_device())
-        sums = self.validation_book.take(device)
-        dist.all_reduce(sums)
-        loss, bits = {}, {}
-        for tag, (total, tokens) in zip(self.seen + self.unseen, sums.tolist(), strict=True):
-            loss[tag] = total / tokens
-            bits[tag] = total / math.log(2) / self.corpus.stream(tag, "valid").bytes
+        """Tell a pass over every language and what was drawn (Megatron's ``non_loss_data_func``); maybe stop."""
         step = self._validated_step()
-        if step == self._last_validation:
-            return  # Megatron validates once more after the last step
-        self._last_validation = step
-        self.metrics.event(
-            "valid",
-            step=step,
-            loss=loss,
-            bits_per_byte=bits,
-            seen=self.seen,
-            unseen=self.unseen,
-        )
+        if not self.evaluation.finish(step):
+            return
+        self._tell_drawn(step)
+        if step < self.args.train_iters and self.evaluation.stop(step):
+            self.args.train_iters = step  # Megatron's loop ends here, with a checkpoint
 
     # ----------------------------------------------------------------------------------------------------------------
 
@@ -164,7 +116,12 @@ class TrainingRun:
     def _validate_untrained(self, schedule: Any, kw: dict[str, Any]) -> None:
         """Validate before the first step: Megatron itself validates only after some."""
         self.metrics.event(
-            "start", step=0, train_iters=self.args.train_iters, shares=self.shares.tokens, **self.step.cost()
+            "start",
+            step=0,
+            train_iters=self.args.train_iters,
+            shares=self.feed.shares.tokens,
+            notes=self.feed.notes,
+            **self.step.cost(),
         )
         chunks = kw["model"] if isinstance(kw["model"], list) else [kw["model"]]
         for chunk in chunks:
@@ -177,6 +134,12 @@ class TrainingRun:
         for chunk in chunks:
             chunk.train()
 
+    def _tell_drawn(self, step: int) -> None:
+        """Asked against drawn, once a step."""
+        if step != self._told_drawn:
+            self._told_drawn = step
+            self.metrics.tell_drawn(step, self.feed.report())
+
     def _validated_step(self) -> int:
         # Megatron counts iterations from 1 when it logs and from 0 while a step runs.
         return int(self.args.curr_iteration) + (1 if self.step.last is not None else 0)
@@ -187,6 +150,8 @@ class TrainingRun:
             return forward
 
         def call(data_iterator: Any, model: Any, *rest: Any) -> tuple:
+            if self.feed.mixed:
+                raise MooError("needs megatron_moo's forward step, to tell languages apart", "--moo-mixed")
             drawn = _Remembering(data_iterator)
             check_selected(model, self.args)
             output, loss_func = forward(drawn, model, *rest)
@@ -207,7 +172,7 @@ class TrainingRun:
     def _record(self, batch: dict[str, Any], training: bool) -> Record:
         from megatron.core import parallel_state as ps
 
-        if training and batch["objective"] != self.step.objective:
+        if training and batch.get("objective", self.step.objective) != self.step.objective:
             raise MooError(
                 f"lane {self.seam.lanes.lane if self.seam.lanes else '?'} was given objective "
                 f"{self.step.objectives[batch['objective']]!r}, the schedule says "
@@ -216,7 +181,7 @@ class TrainingRun:
             )
         if ps.get_tensor_model_parallel_rank() != 0 or (training and not self.step.now.first):
             return lambda *_: None
-        return (self.metrics.book if training else self.validation_book).add
+        return (self.metrics.book if training else self.evaluation.book).add
 
     def _objective_losses(self, riders: list[torch.Tensor]) -> torch.Tensor:
         """Mean loss per objective, ``[K]``, from the summed losses and tokens of its languages."""
@@ -226,26 +191,27 @@ class TrainingRun:
         return sums[:, 0] / sums[:, 1].clamp(min=1.0)
 
     def _log(self, **kw: Any) -> None:
-        if self.batches is not None:
-            self.metrics.drawn = self.batches.drawn()
+        self.metrics.drawn = self.feed.drawn()
         self.metrics.log_step(**kw)
 
     def _save(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"step": self.step.state_dict()}
-        if self.batches is not None:
-            state["data"] = self.batches.state_dict()
+        state: dict[str, Any] = {"step": self.step.state_dict(), "objectives": list(self.step.objectives)}
+        if (data := self.feed.state_dict()) is not None:
+            state["data"] = data
+        if self.stopping is not None:
+            state["early_stop"] = self.stopping.state_dict()
         return state
 
     def _load(self, state: dict[str, Any]) -> None:
-        before, now = state.get("data", {}).get("L", self.schedule.positions), self.schedule.positions
-        if before != now:
-            raise MooError(
-                f"the checkpoint was made with {before} places a step (slots x lanes), this run has {now}",
-                "--moo-slots",
-                f"choose slots and ranks so that their product is {before}",
-            )
-        self._restored = state
-        self.step.load_state_dict(state["step"])
+        if "data" in state:
+            self.feed.load_state_dict(state["data"])
+        if self.stopping is not None and "early_stop" in state:
+            self.stopping.load_state_dict(state["early_stop"])
+        moo = state["step"]
+        if tuple(state.get("objectives", self.step.objectives)) != self.step.objectives:
+            # What a method remembers is per objective: with others it starts anew, as the law does.
+            moo = {**self.step.state_dict(), "members": moo.get("members", "")}
+        self.step.load_state_dict(moo)
 
 
 class _Remembering:

@@ -47,6 +47,7 @@ class Case:
     observe: bool = False
     every: int = 1
     recompute: int = 0
+    metric: str = "euclidean"
     poison: tuple[int, ...] = ()
     poison_with: float = float("nan")
     poison_from: int = 0

@@ -42,6 +42,7 @@ def make_step(case: Case, method: Any = None) -> MooStep:
     config = MooConfig(
         case.method, case.options, case.block, case.slots, row_dtype=case.rows, seed=case.seed, exclude=case.exclude,
         observe=case.observe, every=case.every, recompute=case.recompute,
+        metric=case.metric,
     )  # fmt: skip
     names = [f"language{k}" for k in range(case.objectives)]
     return make_step_class(case.observe, case.every)(
@@ -268,11 +269,12 @@ def reference_worker(
     step: int = 0,
     weights: torch.Tensor | None = None,
     buckets: dict[str, str] | None = None,
+    metric: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, Any]:
     """K backward passes on the whole model in one process: rows, Gramians, weights and update of a step.
 
     ``weights`` ``[B, K]`` take the place of the method's; ``buckets`` names the bucket of each parameter, which a
-    single process cannot know.
+    single process cannot know; ``metric`` weighs the values of each parameter in Gramians.
     """
     from megatron_moo.models.gpt import build_model
 
@@ -290,7 +292,7 @@ def reference_worker(
     set_weights([Chunk], case)
     names = {name: param for param, name in global_names(Chunk).items()}
     rows, tokens = rows_of_step(case, model, names, step)
-    return solved(case, rows, tokens, step, weights, buckets or {})
+    return solved(case, rows, tokens, step, weights, buckets or {}, metric)
 
 
 def solved(
@@ -300,6 +302,7 @@ def solved(
     step: int,
     weights: torch.Tensor | None = None,
     buckets: Mapping[str, str] = MappingProxyType({}),
+    metric: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, Any]:
     """Gramians, weights and update of the whole model, from whole rows by parameter name."""
     from megatron_moo.buckets.blocks import EXCLUDED, block_of, natural_key
@@ -313,7 +316,13 @@ def solved(
         block: torch.stack([torch.cat([row[n].flatten() for n in blocks[block]]) for row in rows]).double()
         for block in order
     }
-    gramians = torch.stack([stacked[block] @ stacked[block].T for block in order])
+    measure = {
+        block: torch.cat(
+            [(metric[n] if metric else torch.ones_like(rows[0][n])).flatten() for n in blocks[block]]
+        )
+        for block in order
+    }
+    gramians = torch.stack([stacked[b] * measure[b].double() @ stacked[b].T for b in order])
     method = make_method(case.method, **case.options)
     if weights is None:
         weights = method(gramians, tokens=tokens, preference=None, step=step, block=order)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.distributed.assemble import errors, gramian_error
+from tests.distributed.assemble import errors, gramian_error, whole_update
 from tests.distributed.case import Case
 from tests.distributed.matrix import MOE, OVERLAP, PER_MICRO_BATCH, SEQUENCE, SMALL_BUCKETS
 from tests.distributed.ranks import layout_worker, reference_worker
@@ -89,3 +89,39 @@ def test_repeated_passes_are_the_same_training(pool: RankPool, case: Case) -> No
         assert one["dropped"] == other["dropped"]
         for name, value in one["params"].items():
             torch.testing.assert_close(value, other["params"][name], rtol=0, atol=2e-4, msg=name)
+
+
+ADAM = (
+    Case("dp 2", dp=2, method="cagrad", metric="adam", flags=(*SMALL_BUCKETS, *STILL)),
+    Case(
+        "dp 2, 3 slots, recompute",
+        dp=2,
+        slots=3,
+        objectives=6,
+        recompute=1,
+        method="mgda",
+        metric="adam",
+        flags=STILL,
+    ),
+    Case("tp 2, sp", dp=2, tp=2, method="cagrad", metric="adam", flags=(*SEQUENCE, *OVERLAP, *STILL)),
+    Case("pp 2, tied", dp=2, pp=2, micro_batches=2, method="cagrad", metric="adam", flags=(*OVERLAP, *STILL)),
+    Case("moe, ep 2", dp=4, ep=2, method="mgda", metric="adam", flags=(*MOE, *STILL)),
+)
+
+
+@pytest.mark.parametrize("case", ADAM, ids=lambda case: case.name)
+def test_gramians_in_the_metric_of_adam(pool: RankPool, case: Case) -> None:
+    """After one step v, corrected for its start, is that step's update squared; the second step measures with it."""
+    first = pool.run(layout_worker, case.world, case, steps=1)
+    before = whole_update(first)
+    metric = {name: torch.where(d != 0, 1.0 / (d.abs() + 1e-8), 0.0) for name, d in before.items()}
+    plain = pool.run(reference_worker, 1, case)[0]
+    assert gramian_error(first, plain) <= 1e-5, "before the first step the metric is 1"
+    reference = pool.run(reference_worker, 1, case, step=1, metric=metric)[0]
+    second = pool.run(layout_worker, case.world, case, steps=2)
+    assert gramian_error(second, reference) <= 1e-5
+    assert max(errors(second, reference).values()) <= 1e-5
+    euclidean = pool.run(reference_worker, 1, case, step=1)[0]
+    assert (euclidean["weights"] - reference["weights"]).abs().max() > 1e-2, (
+        "the metric must matter to be seen"
+    )

@@ -106,6 +106,8 @@ BAD: tuple[tuple[tuple[str, ...], str], ...] = (
     (("--global-batch-size", "7"), "global-batch-size: 7 is not a multiple of 8"),
     (("--fp16",), "fp16 loss scaling does not work with MOO"),
     (("--languages", "none.yaml"), "none.yaml"),
+    (("--moo-mixed",), "--moo-mixed: cagrad needs one language per micro-batch; use --moo-method mean"),
+    (("--moo-early-stop", "de"), "--moo-early-stop: cannot watch 'de'; choose one of macro, worst, el, ko, tr, nl"),
 )
 
 

@@ -68,11 +68,14 @@ class FakeRun:
 
     def records(self) -> list[dict[str, Any]]:
         """All lines of the run."""
-        records: list[dict[str, Any]] = [{"event": "start", "time": 1.77e9, "train_iters": self.steps}]
+        notes = ["text that repeats more than 4 times in this run: sw 6.1x"]
+        start = {"event": "start", "time": 1.77e9, "train_iters": self.steps, "notes": notes}
+        records: list[dict[str, Any]] = [start]
         for step in range(1, self.steps + 1):
             records.append(self.step_record(step))
             if self.unseen and (step % self.eval_every == 0 or step == 1):
                 records.append(self.valid_record(step))
+                records.append(self.drawn_record(step))
         if self.finished:
             records.append({"event": "end", "time": 1.77e9 + 3.0 * self.steps, "step": self.steps})
         return records
@@ -131,6 +134,22 @@ class FakeRun:
             "conflict": {block: float(c) for block, c in zip(self.blocks, conflict, strict=True)},
             "dropped": [],
         }
+
+    def drawn_record(self, step: int) -> dict[str, Any]:
+        """Asked against drawn: the first two languages come twice in every step, and all were asked for alike."""
+        places = len(self.seen) + 2
+        languages = {
+            tag: {
+                "asked": 1 / len(self.seen),
+                "expected": (2 if i < 2 else 1) / places,
+                "drawn": (2 if i < 2 else 1) / places,
+                "tokens": 1024 * step * (2 if i < 2 else 1),
+                "samples": 4 * step * (2 if i < 2 else 1),
+                "epochs": step / 37,
+            }
+            for i, tag in enumerate(self.seen)
+        }
+        return {"event": "drawn", "step": step, "presence": "present", "languages": languages}
 
     def valid_record(self, step: int) -> dict[str, Any]:
         """One pass over the held-out text."""

@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from megatron_moo.report.live import LiveView, cost_line, step_numbers
-from megatron_moo.report.records import EventRecord, StepRecord, parse_record
+from megatron_moo.report.live import LiveView, cost_line, step_numbers, valid_line
+from megatron_moo.report.records import EventRecord, StepRecord, ValidRecord, parse_record
 from tests.unit.report.fake_run import FakeRun
 
 
@@ -69,6 +69,26 @@ def test_validation_is_always_shown() -> None:
         "50:",
         "60:",
     ]
+
+
+def test_validation_tells_mean_and_worst_in_bits_per_byte() -> None:
+    record = parse_record(
+        {"event": "valid", "step": 4, "loss": {"a": 1.0, "b": 3.0, "u": 9.0},
+         "bits_per_byte": {"a": 2.0, "b": 1.0, "u": 9.0}, "seen": ["a", "b"], "unseen": ["u"]}
+    )  # fmt: skip
+    assert isinstance(record, ValidRecord)
+    assert valid_line(record) == (
+        "held-out at step 4: seen 2.000 unseen 9.000 nats per token (bits per byte: mean 1.500, worst a 2.000)"
+    )
+
+
+def test_early_stopping_is_told() -> None:
+    out = io.StringIO()
+    fields = {"watch": "macro", "patience": 2, "best": 1.25}
+    LiveView(Console(file=out, width=200), 9).update(EventRecord("stopped", 6, fields))
+    assert out.getvalue() == (
+        "stopped early at step 6: the mean of all languages did not improve on 1.2500 bits per byte in 2 validations\n"
+    )
 
 
 def test_terminal_shows_one_line_and_gives_the_cursor_back() -> None:

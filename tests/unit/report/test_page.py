@@ -34,6 +34,7 @@ PLOTS = {
     "stationarity-blocks",
     "update-norm",
     "token-shares",
+    "drawn-table",
     "phases",
     "phases-time",
     "tokens-per-second",
@@ -67,7 +68,7 @@ def page(run_dir: Path) -> Page:
 def test_every_plot_is_there_and_drawn(page: Page) -> None:
     assert set(page.plots()) == PLOTS
     assert "Not measured" not in page.words()
-    for plot in PLOTS - {"loss-table", "token-shares", "phases"}:
+    for plot in PLOTS - {"loss-table", "drawn-table", "token-shares", "phases"}:
         assert any(len(path.get("d", "")) > 20 for path in page.paths(plot)), plot
 
 
@@ -102,6 +103,32 @@ def test_numbers_on_the_page_are_those_of_the_run(page: Page, run_dir: Path) -> 
     tokens = {tag: sum(step["tokens"][tag] for step in steps) for tag in SEEN}
     share = 100 * tokens["en"] / sum(tokens.values())
     assert f"{share:.1f} % {tokens['en']:,}" in re.sub(r"\s+", " ", page.words("token-shares"))
+
+
+def test_asked_and_drawn_stand_side_by_side(page: Page) -> None:
+    """Two of fourteen come twice in sixteen places: 12.5 % drawn and expected where 7.1 % were asked for."""
+    words = page.words("drawn-table")
+    assert " en 7.1 % 12.5 % 12.5 % 122,880 480 1.62 fr 7.1 % 12.5 % 12.5 % " in words
+    assert " ru 7.1 % 6.2 % 6.2 % 61,440 240 1.62 " in words
+    assert "every objective in every step" in words
+    assert "text that repeats more than 4 times in this run: sw 6.1x." in page.words()
+
+
+def test_bits_per_byte_are_in_the_headline(page: Page, run_dir: Path) -> None:
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    last = [record for record in records if record.get("event") == "valid"][-1]["bits_per_byte"]
+    worst = max(SEEN, key=lambda tag: last[tag])
+    assert f"Worst language, seen {last[worst]:.3f} {worst}, bits per byte" in page.words()
+    assert f"→ {np.mean([last[tag] for tag in SEEN]):.3f} held-out, mean of 14" in page.words()
+
+
+def test_a_run_that_was_stopped_early_says_why(tmp_path: Path) -> None:
+    path = FakeRun(steps=20).write(tmp_path / "run") / "metrics.jsonl"
+    *lines, end = path.read_text().splitlines()
+    stopped = {"event": "stopped", "step": 20, "watch": "sw", "patience": 3, "best": 2.5}
+    path.write_text("\n".join([*lines, json.dumps(stopped), end]) + "\n")
+    words = Page(write_report(path.parent)).words()
+    assert "Stopped early at step 20: sw did not improve on 2.5000 bits per byte in 3 validations" in words
 
 
 def test_line_ends_where_its_value_is(page: Page) -> None:
@@ -162,7 +189,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
 def test_one_step_two_languages_whole_model(tmp_path: Path) -> None:
     run = FakeRun(seen=("en", "fr"), unseen=(), blocks=("model",), steps=1)
     page = Page(write_report(run.write(tmp_path / "run")))
-    assert set(page.plots()) == {plot for plot in PLOTS if not plot.startswith("valid-")}
+    assert set(page.plots()) == {plot for plot in PLOTS if not plot.startswith(("valid-", "drawn"))}
     assert "1 block" in page.words()
     assert "NaN" not in page.text
 

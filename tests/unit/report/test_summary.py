@@ -117,6 +117,16 @@ def test_table_has_every_language_and_fits_80_columns(run_dir: Path) -> None:
     assert str(run_dir) in text
 
 
+def test_table_names_the_worst_languages_and_the_share_that_lies_farthest(
+    run_dir: Path, lines: list[dict[str, object]]
+) -> None:
+    text = printed(run_dir, width=120)
+    bits = valids_of(lines)[-1]["bits_per_byte"]
+    seen, unseen = (max(tags, key=lambda tag: bits[tag]) for tags in (SEEN, UNSEEN))
+    assert f"{seen} (seen, {bits[seen]:.3f} bits per byte), {unseen} (unseen, {bits[unseen]:.3f} bits" in text
+    assert "farthest from the law: en, 7.1 % asked, 12.5 % drawn, 12.5 % expected of presence present" in text
+
+
 def test_table_of_a_hostile_name_and_of_almost_nothing(tmp_path: Path) -> None:
     text = printed(FakeRun(seen=("[bold]x[/bold]", "[/]"), unseen=(), steps=1).write(tmp_path / "hostile"))
     assert "[bold]x[/bold]" in text
