@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from megatron_moo.buckets.blocks import BLOCKS
-from megatron_moo.buckets.config import METRICS, RESCALES, ROW_DTYPES, MooConfig
+from megatron_moo.buckets.config import RESCALES, ROW_DTYPES, MooConfig
 from megatron_moo.errors import MooError
 from megatron_moo.models.lora import TARGETS, lora_settings
 
@@ -25,9 +25,14 @@ FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--moo-every", {"type": int, "default": 1, "metavar": "N", "help": "solve every N steps, reuse weights between"}),
     ("--moo-observe", {"action": "store_true", "help": "measure conflict, leave the update to Megatron"}),
     ("--moo-rows", {"default": "fp32", "help": f"dtype of rows kept between slots: {', '.join(ROW_DTYPES)}"}),
-    ("--moo-metric", {"default": "euclidean", "help": f"inner product of Gramians: {', '.join(METRICS)}"}),
     ("--moo-recompute", {"type": int, "nargs": "?", "const": 1, "default": 0, "metavar": "H", "help": "keep the rows "
       "of at most H slots (1 when no number follows) and repeat passes, to save memory; 0 keeps all"}),
+    ("--moo-mixed", {"action": "store_true", "help": "mix languages inside micro-batches, the update is Megatron's "
+      "mean: the baseline (with --moo-method mean)"}),
+    ("--moo-early-stop", {"metavar": "WHAT", "help": "stop when this held-out number, in bits per byte, no longer "
+      "improves: macro, worst, or a language"}),
+    ("--moo-patience", {"type": int, "default": 3, "metavar": "N", "help": "validations without improvement that "
+      "end the run (default 3)"}),
     ("--lora-rank", {"type": int, "metavar": "N", "help": "train adapters of rank N only; the base is frozen"}),
     ("--lora-alpha", {"type": float, "metavar": "X", "help": "adapters are scaled by X / rank (default: the rank)"}),
     ("--lora-targets", {"nargs": "+", "metavar": "NAME", "help": f"adapted layers (default: {' '.join(TARGETS)})"}),
@@ -97,6 +102,7 @@ def moo_config(args: Any, objectives: int) -> MooConfig:
         MooError: naming the flag, for an unknown method, option, block or value, and for fewer than two objectives.
     """
     from megatron_moo.moo import METHODS, parse_options
+    from megatron_moo.training.mixed import mixed_config
 
     lora_settings(args)
     if objectives < 2:
@@ -120,6 +126,8 @@ def moo_config(args: Any, objectives: int) -> MooConfig:
         options = parse_options(args.moo_method, args.moo_option)
     except ValueError as error:
         raise MooError(str(error), "--moo-option", "see docs/methods.md") from None
+    if args.moo_mixed:
+        return mixed_config(args)
     return MooConfig(
         method=args.moo_method,
         options=options,
@@ -132,5 +140,4 @@ def moo_config(args: Any, objectives: int) -> MooConfig:
         observe=args.moo_observe,
         every=args.moo_every,
         recompute=args.moo_recompute,
-        metric=args.moo_metric,
     )

@@ -12,7 +12,8 @@ from megatron_moo.training.arguments import FLAG_NAMES, add_moo_arguments, lane_
 
 EXPECTED = (
     "languages", "corpus", "run-dir", "moo-method", "moo-option", "moo-block", "moo-slots", "moo-presence",
-    "moo-rescale", "moo-exclude", "moo-every", "moo-observe", "moo-rows", "moo-metric", "moo-recompute",
+    "moo-rescale", "moo-exclude", "moo-every", "moo-observe", "moo-rows", "moo-recompute",
+    "moo-mixed", "moo-early-stop", "moo-patience",
     "lora-rank", "lora-alpha", "lora-targets", "lora-dropout", "freeze",
 )  # fmt: skip
 
@@ -82,11 +83,19 @@ def test_slots() -> None:
         (("--moo-block", "tensor"), "--moo-block: unknown value 'tensor'; choose from bucket, layer"),
         (("--moo-rescale", "max"), "--moo-rescale"),
         (("--moo-rows", "fp8"), "--moo-rows"),
-        (("--moo-metric", "sgd"), "--moo-metric"),
         (("--moo-recompute", "-1"), "--moo-recompute"),
         (("--moo-recompute", "--moo-observe"), "--moo-recompute"),
         (("--moo-every", "0"), "--moo-every"),
         (("--moo-every", "5", "--moo-observe"), "--moo-every: does nothing with --moo-observe"),
+        (("--moo-mixed",), "--moo-mixed: cagrad needs one language per micro-batch; use --moo-method mean"),
+        (
+            ("--moo-mixed", "--moo-method", "mean", "--moo-rescale", "mean"),
+            "--moo-mixed: --moo-rescale needs one language per micro-batch; remove --moo-rescale",
+        ),
+        (
+            ("--moo-mixed", "--moo-method", "mean", "--moo-every", "2"),
+            "--moo-mixed: --moo-every needs one language",
+        ),
         (("--moo-exclude", "("), "--moo-exclude: '\\(' is no regular expression"),
         (("--moo-option", "c"), "--moo-option"),
         (("--lora-rank", "0"), "--lora-rank: 0 is not a rank"),
@@ -115,3 +124,7 @@ def test_one_objective_is_refused() -> None:
 def test_config() -> None:
     config = moo_config(parsed("--moo-method", "cagrad", "--moo-option", "c=0.25", "--moo-block", "param"), 5)
     assert (config.method, config.options, config.block, config.slots) == ("cagrad", {"c": 0.25}, "param", 3)
+    mixed = moo_config(parsed("--moo-mixed", "--moo-method", "mean", "--moo-slots", "8"), 5)
+    assert (mixed.method, mixed.slots, mixed.observe) == ("mean", 1, True), (
+        "one pass, and Megatron's own mean"
+    )
