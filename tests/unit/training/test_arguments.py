@@ -12,7 +12,7 @@ from megatron_moo.training.arguments import FLAG_NAMES, add_moo_arguments, lane_
 
 EXPECTED = (
     "languages", "corpus", "run-dir", "moo-method", "moo-option", "moo-block", "moo-slots", "moo-presence",
-    "moo-rescale", "moo-exclude", "moo-every", "moo-observe", "moo-rows", "moo-recompute",
+    "moo-rescale", "moo-exclude", "moo-every", "moo-observe", "moo-rows", "moo-metric", "moo-recompute",
     "moo-mixed", "moo-early-stop", "moo-patience",
     "lora-rank", "lora-alpha", "lora-targets", "lora-dropout", "freeze",
 )  # fmt: skip
@@ -83,6 +83,7 @@ def test_slots() -> None:
         (("--moo-block", "tensor"), "--moo-block: unknown value 'tensor'; choose from bucket, layer"),
         (("--moo-rescale", "max"), "--moo-rescale"),
         (("--moo-rows", "fp8"), "--moo-rows"),
+        (("--moo-metric", "sgd"), "--moo-metric"),
         (("--moo-recompute", "-1"), "--moo-recompute"),
         (("--moo-recompute", "--moo-observe"), "--moo-recompute"),
         (("--moo-every", "0"), "--moo-every"),
