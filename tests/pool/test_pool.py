@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -135,6 +136,20 @@ def test_a_result_that_cannot_travel_is_an_error(pool: RankPool) -> None:
 def test_a_function_without_a_name_is_refused(pool: RankPool) -> None:
     with pytest.raises(ValueError, match="top level"):
         pool.run(lambda rank, world_size: rank, 1)
+
+
+def _leave_a_manager(rank: int, world_size: int) -> int:
+    """What Megatron's checkpoints do: a queue in a process of its own, never shut down."""
+    manager = multiprocessing.get_context("spawn").Manager()
+    [server] = multiprocessing.active_children()
+    globals()["_KEPT"] = manager
+    assert server.pid is not None
+    return server.pid
+
+
+def test_what_a_rank_started_ends_with_it(pool: RankPool) -> None:
+    pids = pool.run(_leave_a_manager, 2)
+    assert _wait_for(lambda: not any(map(_alive, pids)), 10), "a rank's child outlived its run"
 
 
 @pytest.mark.parametrize("world_size", [0, 9])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import importlib
+import multiprocessing
 import os
 import pickle
 import signal
@@ -29,6 +30,9 @@ def serve(descriptor: int) -> None:
     task: Task = pickle.loads(connection.recv_bytes())
     _redirect_output(task.log)
     outcome = _perform(task)
+    # The rank is killed in the end, and what it started would outlive it: Megatron's checkpoints leave a manager.
+    for child in multiprocessing.active_children():
+        child.kill()
     sys.stdout.flush()
     sys.stderr.flush()
     connection.send_bytes(_encode(outcome))
