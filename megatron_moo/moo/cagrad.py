@@ -4,9 +4,9 @@
 G u + c ||g_0|| ||J^T o||`` over the simplex, ``w = u + c ||g_0|| / ||J^T o|| o``; ``[B, K, K] -> [B, K]``.
 Liu et al., arXiv 2110.14048.
 
-On unit rows (``x = s o``, ``beta = U g_0 / (c ||g_0||)``) this is the program of ``cone.py``; its support is
-then solved
-exactly: with the rows of the support at equal products t, ``||J^T x||`` = 1 is a quadratic equation in t.
+On unit rows (``x = s o``, ``beta = U g_0 / (c ||g_0||)``) this is the program of ``cone.py``; the support that
+it shows is then solved exactly: with the rows of the support at equal products t, ``||J^T x||`` = 1 is a
+quadratic equation in t. Up to four rows have at most 15 supports: all of them are solved and the best is kept.
 
 Degenerate: absent rows are left out. Where ``J^T o = 0`` (0/0: some rows cancel, and no direction of the
 ball serves them) d = g_0, flagged ``undefined``. With g_0 = 0 the ball is a point and d = 0.
@@ -28,6 +28,8 @@ from .problem import Problem
 
 _STEPS = 15
 _ROUNDS = 2
+_FEW = 4
+_TINY = 1e-300
 
 
 class CAGrad(Method):
@@ -49,39 +51,69 @@ class CAGrad(Method):
         q = torch.where(problem.present, smallest / problem.s, 0.0)
         beta = beta / torch.where(radius > 0, radius, 1.0)
         program = Program(problem.C, beta, q, problem.m, ridge_of(problem))
-        x, y = solve_cone(program, _STEPS + problem.C.shape[-1] // 4)
-        x = _on_the_support(program, x, y)
+        k, rounding = problem.C.shape[-1], 4.0 * (problem.count.unsqueeze(-1) * problem.eps) ** 0.5
+        if k <= _FEW:
+            x = _on_every_support(program, rounding)
+        else:
+            x = _on_the_support(program, *solve_cone(program, _STEPS + k // 4))
         n = dot(x, mv(problem.C, x)).clamp(min=0.0).sqrt()
         # Below the rounding of G the rows of x cancel, and the direction of their sum is noise.
-        cancels = n <= 4.0 * (problem.count.unsqueeze(-1) * problem.eps) ** 0.5 * x.sum(-1, keepdim=True)
+        cancels = n <= rounding * x.sum(-1, keepdim=True)
         problem.flags["undefined"] = (cancels & (radius > 0)).squeeze(-1) & problem.present.any(-1)
         share = torch.where(cancels, 0.0, radius / torch.where(cancels, 1.0, n))
         return problem.u + share * x / problem.s
 
 
+def _on_every_support(program: Program, rounding: Tensor) -> Tensor:
+    """Solve exactly on every support and keep what serves the worst row best, ``[B, K]``.
+
+    Where the dual's best rows cancel (norm below ``rounding [B, 1]`` times their sum) they are returned.
+    """
+    k, device = program.C.shape[-1], program.C.device
+    patterns = torch.arange(1, 2**k, device=device).unsqueeze(-1) >> torch.arange(k, device=device)
+    n = len(patterns)
+    parts = [part.repeat_interleave(n, 0) for part in (program.C, program.beta, program.q, program.m)]
+    each = Program(*parts, program.ridge)
+    support = (patterns & 1).to(each.m.dtype).repeat(program.C.shape[0], 1) * each.m
+    x = _exact(each, support)[0].clamp(min=0.0).nan_to_num(0.0, 0.0, 0.0)
+    x = x / dot(each.q, x).clamp(min=_TINY)
+    norm = dot(x, mv(each.C, x)).clamp(min=0.0).sqrt()
+    cancels = norm <= rounding.repeat_interleave(n, 0) * x.sum(-1, keepdim=True)
+    dual = torch.where(x.sum(-1, keepdim=True) > 0, dot(each.beta, x) + norm, torch.inf).view(-1, n)
+    worst = torch.where(cancels, -torch.inf, _worst_product(each, x)).view(-1, n)
+    least = dual.argmin(-1, keepdim=True)
+    best = torch.where(cancels.view(-1, n).gather(1, least), least, worst.argmax(-1, keepdim=True))
+    return x.view(-1, n, k).gather(1, best.unsqueeze(-1).expand(-1, 1, k)).squeeze(1)
+
+
 def _on_the_support(program: Program, x: Tensor, y: Tensor) -> Tensor:
     """Solve exactly on the support that the interior point shows, and keep what serves the worst row best."""
-    C, beta, q, m = program.C, program.beta, program.q, program.m
     best = _worst_product(program, x)
-    support = (x > y).to(x.dtype) * m
+    support = (x > y).to(x.dtype) * program.m
     for _ in range(_ROUNDS):
-        A = C * support.unsqueeze(-1) * support.unsqueeze(-2)
-        A.diagonal(dim1=-2, dim2=-1).add_(1.0 - support)
-        F = cholesky(ridged(A, program.ridge))
-        right = torch.stack([q * support, beta * support], -1)
-        both = torch.cholesky_solve(right, F)
-        both = both + torch.cholesky_solve(right - A @ both, F)  # takes the ridge out again
-        a, b = both.unbind(-1)
-        qa, qb, bb = dot(q * support, a), dot(q * support, b), dot(beta * support, b)
-        t = (qb + (qb.square() - qa * (bb - 1.0)).clamp(min=0.0).sqrt()) / qa.clamp(min=1e-300)
-        exact = (t * a - b) * support
+        exact, t = _exact(program, support)
         kept = exact.clamp(min=0.0)
         value = _worst_product(program, kept)
         better = value.isfinite() & (value >= best - 1e-14 * best.abs().clamp(min=1.0))
         x, best = torch.where(better, kept, x), torch.where(better, torch.maximum(value, best), best)
-        slack = beta + mv(C, exact) - t * q
-        support = ((exact > 0) | ((slack < 0) & (support == 0))).to(x.dtype) * m
+        slack = program.beta + mv(program.C, exact) - t * program.q
+        support = ((exact > 0) | ((slack < 0) & (support == 0))).to(x.dtype) * program.m
     return x
+
+
+def _exact(program: Program, support: Tensor) -> tuple[Tensor, Tensor]:
+    """x ``[B, K]`` with that support and its rows at equal products t ``[B, 1]``; signs are not looked at."""
+    A = program.C * support.unsqueeze(-1) * support.unsqueeze(-2)
+    A.diagonal(dim1=-2, dim2=-1).add_(1.0 - support)
+    F = cholesky(ridged(A, program.ridge))
+    q, beta = program.q * support, program.beta * support
+    right = torch.stack([q, beta], -1)
+    both = torch.cholesky_solve(right, F)
+    both = both + torch.cholesky_solve(right - A @ both, F)  # takes the ridge out again
+    a, b = both.unbind(-1)
+    qa, qb, bb = dot(q, a), dot(q, b), dot(beta, b)
+    t = (qb + (qb.square() - qa * (bb - 1.0)).clamp(min=0.0).sqrt()) / qa.clamp(min=1e-300)
+    return (t * a - b) * support, t
 
 
 def _worst_product(program: Program, x: Tensor) -> Tensor:
