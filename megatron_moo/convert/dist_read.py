@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import pickle
 import re
 import stat
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_moo.convert.unpickle import load_metadata, load_object
+from megatron_moo.convert.unpickle import check_stored, load_metadata, load_object
 from megatron_moo.errors import MooError
+from megatron_moo.models.files import small_bytes
 
 TRACKER = "latest_checkpointed_iteration.txt"
 COMMON = "common_state/shard_0_1"
+_SMALL, _COMMON_BYTES = 1 << 20, 256 << 20
 
 
 def checkpoint_folder(folder: Path) -> Path:
@@ -37,7 +41,7 @@ def checkpoint_folder(folder: Path) -> Path:
     tracker = folder / TRACKER
     if not tracker.exists():
         raise MooError(f"holds no Megatron checkpoint (no {TRACKER}, no .metadata)", str(folder))
-    text = tracker.read_text(encoding="utf-8", errors="replace").strip()
+    text = small_bytes(tracker, _SMALL).decode("utf-8", "replace").strip()
     if not re.fullmatch(r"release|\d{1,9}", text):
         raise MooError(f"says {text[:40]!r}, expected a step or 'release'", str(tracker))
     found = folder / ("release" if text == "release" else f"iter_{int(text):07d}")
@@ -74,13 +78,26 @@ class Checkpoint:
             name: self._file_size(name)
             for name in sorted({str(i.relative_path) for i in self._storage.values()})
         }
+        self._check_claims()
         self._files: dict[str, io.BufferedReader] = {}
+
+    def _check_claims(self) -> None:
+        """Nothing is allocated by what ``.metadata`` says that the files could not hold."""
+        there = sum(self._sizes.values())
+        for key, value in self.tensors.items():
+            sizes = [int(size) for size in value.size]
+            need = math.prod(sizes) * value.properties.dtype.itemsize
+            if min(sizes, default=0) < 0 or need > there:
+                raise MooError(
+                    f"says that tensor {key!r} is {sizes}, {need:,} bytes; the files have {there:,}",
+                    str(self.folder / ".metadata"),
+                )
 
     def _check_format(self) -> None:
         path = self.folder / "metadata.json"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            content = json.loads(small_bytes(path, _SMALL))
+        except ValueError as error:
             raise MooError(
                 f"cannot be read ({error})", str(path), "only complete torch_dist checkpoints convert"
             ) from None
@@ -172,8 +189,16 @@ class Checkpoint:
         if need > window.length:
             raise MooError(f"tensor {key!r} needs {need} bytes and has {window.length}", where)
         try:
+            check_stored(window, where)
             found = torch.load(io.BufferedReader(window, 1 << 20), map_location="cpu", weights_only=True)
-        except (RuntimeError, pickle.UnpicklingError, ValueError, EOFError, OSError) as error:
+        except (
+            zipfile.BadZipFile,
+            RuntimeError,
+            pickle.UnpicklingError,
+            ValueError,
+            EOFError,
+            OSError,
+        ) as error:
             raise MooError(f"tensor {key!r} is damaged ({str(error).splitlines()[0]})", where) from None
         if not isinstance(found, Tensor) or tuple(found.shape) != sizes or found.dtype != self.dtype(key):
             raise MooError(f"tensor {key!r} is not what .metadata says", where)
@@ -206,7 +231,7 @@ class Checkpoint:
         """
         legacy = self.folder / "common.pt"
         if legacy.exists():
-            found = load_object(legacy.read_bytes(), str(legacy))
+            found = load_object(small_bytes(legacy, _COMMON_BYTES), str(legacy))
         elif COMMON in self.objects:
             where, window = self._window(COMMON, ())
             loaded = load_object(window.readall() or b"", where)

@@ -6,6 +6,7 @@ per layer and expert, and makes a chunk's tensor only when its turn has come.
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
@@ -25,6 +26,9 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 from megatron_moo.errors import MooError
+
+# What a finished conversion has, in either direction.
+_MARKS = ("config.json", "model.yaml")
 
 
 @dataclass(frozen=True)
@@ -134,32 +138,64 @@ def write_checkpoint(
 
 
 @contextmanager
-def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(target: Path, overwrite: bool = False, source: Path | None = None) -> Iterator[Path]:
     """A folder that becomes visible under its name only when everything in it is written.
 
+    Args:
+        target: the folder.
+        overwrite: replace a conversion that is there.
+        source: what is read; a target that holds it is refused.
+
     Yields:
-        A hidden folder beside ``target``; a former attempt's is cleared first.
+        A hidden folder beside ``target``, locked; one that an interrupted attempt left is cleared first.
 
     Raises:
-        MooError: when ``target`` exists and is not empty.
+        MooError: when ``target`` exists and is not empty, and when another conversion is writing it.
     """
+    _check_target(target, overwrite, source)
+    hidden = target.parent / f".{target.name}.unfinished"
+    hidden.mkdir(parents=True, exist_ok=True)
+    lock = os.open(hidden, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise MooError("is being written by another conversion", str(target), "wait for it") from None
+        for left in hidden.iterdir():
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        try:
+            yield hidden
+        except BaseException:
+            shutil.rmtree(hidden, ignore_errors=True)
+            raise
+        _put_in_place(hidden, target)
+    finally:
+        os.close(lock)
+
+
+def _check_target(target: Path, overwrite: bool, source: Path | None) -> None:
     if target.exists() and not target.is_dir():
         raise MooError("exists and is not a folder", str(target))
-    if target.exists() and any(target.iterdir()) and not overwrite:
+    if not target.exists() or not any(target.iterdir()):
+        return
+    if not overwrite:
         raise MooError("exists and is not empty", str(target), "choose another folder, or move that one away")
-    hidden = target.parent / f".{target.name}.unfinished"
-    if hidden.exists():
-        shutil.rmtree(hidden)
-    hidden.mkdir(parents=True)
-    try:
-        yield hidden
-    except BaseException:
-        shutil.rmtree(hidden, ignore_errors=True)
-        raise
+    if source is not None and source.resolve().is_relative_to(target.resolve()):
+        raise MooError("holds what would be read", str(target), "choose another folder")
+    if not any((target / name).exists() for name in _MARKS):
+        raise MooError("is no conversion and is not replaced", str(target), "choose another folder")
+
+
+def _put_in_place(hidden: Path, target: Path) -> None:
+    """Rename; a former target is removed only when the new one stands in its place."""
+    former = target.parent / f".{target.name}.former"
+    if former.exists():
+        shutil.rmtree(former)
     if target.exists():
-        shutil.rmtree(target)
-    os.replace(hidden, target)
+        os.rename(target, former)
+    os.rename(hidden, target)
     _sync(target.parent)
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:

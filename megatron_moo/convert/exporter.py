@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -101,7 +102,7 @@ def export_checkpoint(
     for key in ("torch_dtype", "dtype"):
         if key in config or (key == "dtype" and "torch_dtype" not in config):
             config[key] = str(groups[0].dtype).removeprefix("torch.")
-    with new_folder(target, overwrite) as hidden:
+    with new_folder(target, overwrite, folder) as hidden:
         with progress(sum(sum(group.bytes) for group in groups), "export") as done:
             write_shards(hidden, groups, shard_bytes, done)
         if found.like is not None:
@@ -167,7 +168,7 @@ def _like(given: Path | None, folder: Path, args: Any) -> Path | None:
     """Folder with the config: as asked, or where the run's base was imported."""
     if given is not None:
         for place in (given, given / KEPT):
-            if (place / "config.json").is_file():
+            if os.path.lexists(place / "config.json"):
                 return place
         raise MooError(
             "has no config.json", str(given), "give a Hugging Face folder or an imported checkpoint"
@@ -179,7 +180,7 @@ def _like(given: Path | None, folder: Path, args: Any) -> Path | None:
         if isinstance(path := getattr(args, name, None), str)
     ]
     for place in places:
-        if (place / KEPT / "config.json").is_file():
+        if os.path.lexists(place / KEPT / "config.json"):
             return place / KEPT
     return None
 

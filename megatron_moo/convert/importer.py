@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from megatron_moo.errors import MooError
 from megatron_moo.models.families import read_model
 from megatron_moo.models.families.config import load_config
 from megatron_moo.models.families.model import EXPERTS, Model, Rule
+from megatron_moo.models.files import regular_file
 
 KEPT = "hf"
 # Files of a Hugging Face folder that go with the weights: data, never code.
@@ -89,9 +91,10 @@ def import_checkpoint(
         MooError: for anything in the source that does not fit; nothing is left under ``target`` then.
     """
     source = open_source(folder, ignore, allow_pickle)
+    side_files(folder)
     chunks = [chunk for rule in source.model.rules for chunk in _chunks(source, rule)]
     total = sum(_size(chunk) for chunk in chunks)
-    with new_folder(target, overwrite) as hidden:
+    with new_folder(target, overwrite, folder) as hidden:
         _check_space(hidden, total)
         with progress(total, "import") as done:
             write_checkpoint(hidden / "release", chunks, _objects(source.model, chunks[0].dtype), done)
@@ -155,15 +158,27 @@ def _objects(model: Model, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def copy_side_files(folder: Path, target: Path) -> list[str]:
-    """Copy config, tokenizer and generation files, never code; returns their names."""
+    """Copy config, tokenizer and generation files, never code; returns their names.
+
+    Raises:
+        MooError: for one that is a link out of the folder: what it points at would be copied for a stranger.
+    """
     target.mkdir(parents=True, exist_ok=True)
     names = []
-    for name in SIDE_FILES:
-        path = folder / name
-        if path.is_file() and path.stat().st_size <= _SIDE_BYTES:
-            shutil.copyfile(path, target / name)
-            names.append(name)
+    for name in side_files(folder):
+        shutil.copyfile(folder / name, target / name)
+        names.append(name)
     return names
+
+
+def side_files(folder: Path) -> list[str]:
+    """Names of the files that go with the weights.
+
+    Raises:
+        MooError: for one that is no plain file of the folder.
+    """
+    names = [name for name in SIDE_FILES if os.path.lexists(folder / name)]
+    return [name for name in names if regular_file(folder / name).stat().st_size <= _SIDE_BYTES]
 
 
 def _check_tied(weights: Any, folder: Path) -> None:

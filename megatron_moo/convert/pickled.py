@@ -11,6 +11,7 @@ from torch import Tensor
 
 from megatron_moo.convert.safe import INDEX, SINGLE, WEIGHTS, Entry, Safetensors
 from megatron_moo.errors import MooError
+from megatron_moo.models.files import regular_file
 
 
 class PickledWeights:
@@ -25,9 +26,7 @@ class PickledWeights:
         self.entries: dict[str, Entry] = {}
         self._tensors: dict[str, Tensor] = {}
         for file in sorted(folder.glob("pytorch_model*.bin")):
-            if file.is_symlink() or not file.is_file():
-                raise MooError("is not a regular file", str(file))
-            for name, tensor in _load(file).items():
+            for name, tensor in _load(regular_file(file)).items():
                 if name in self.entries:
                     raise MooError(f"tensor {name!r} is also in {self.entries[name].file.name}", str(file))
                 self.entries[name] = Entry(file, tensor.dtype, tuple(tensor.shape))

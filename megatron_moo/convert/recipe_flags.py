@@ -30,7 +30,7 @@ def to_yaml(model: Model) -> str:
         f"# Flags of this {model.family} model for Megatron and for a recipe of megatron-moo.\n"
         "# Train from it with `pretrained-checkpoint: FOLDER OF THIS FILE` in the recipe.\n"
     )
-    return head + yaml.safe_dump(all_flags(model), sort_keys=False, default_flow_style=None)
+    return head + yaml.safe_dump(all_flags(model), sort_keys=False, default_flow_style=False)
 
 
 def to_attributes(flags: dict[str, Any]) -> dict[str, Any]:

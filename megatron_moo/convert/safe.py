@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import stat
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from megatron_moo.errors import MooError
+from megatron_moo.models.files import regular_file, small_bytes
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.safetensors")
@@ -210,12 +210,9 @@ def _shards(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
                 str(folder),
                 todo,
             )
-        return [_plain_file(folder, SINGLE, folder)], None
-    _plain_file(folder, INDEX, folder)
-    if index.stat().st_size > _MAX_INDEX:
-        raise MooError(f"is larger than {_MAX_INDEX >> 20} MiB", str(index))
+        return [regular_file(folder / SINGLE)], None
     try:
-        content = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=_no_twins)
+        content = json.loads(small_bytes(index, _MAX_INDEX), object_pairs_hook=_no_twins)
     except (ValueError, RecursionError) as error:
         raise MooError(f"is not a good index ({error})", str(index)) from None
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
@@ -226,27 +223,8 @@ def _shards(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
             raise MooError(
                 f"shard {str(name)[:80]!r} of tensor {tensor[:80]!r} is not a plain file name", str(index)
             )
-    files = [_plain_file(folder, name, index) for name in sorted(set(weight_map.values()))]
+    files = [regular_file(folder / name, index) for name in sorted(set(weight_map.values()))]
     return files, weight_map
-
-
-def _plain_file(folder: Path, name: str, where: Path) -> Path:
-    path = folder / name
-    try:
-        mode = os.lstat(path).st_mode
-    except OSError:
-        raise MooError(f"file {name!r} is missing", str(where)) from None
-    if stat.S_ISLNK(mode):
-        target = path.resolve()
-        # A Hugging Face cache keeps its files behind links into the blobs beside the snapshot.
-        if target.parent != (folder.resolve().parent.parent / "blobs") or not target.is_file():
-            raise MooError(
-                f"file {name!r} is a link out of the checkpoint", str(where), "copy the file itself"
-            )
-        return path
-    if not stat.S_ISREG(mode):
-        raise MooError(f"{name!r} is not a regular file", str(where))
-    return path
 
 
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -11,12 +11,14 @@ import argparse
 import io
 import pickle
 import signal
+import zipfile
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import torch
 
 from megatron_moo.errors import MooError
+from megatron_moo.models.files import regular_file
 
 _FORMAT = "torch.distributed.checkpoint."
 _METADATA_NAMES = {
@@ -89,6 +91,7 @@ def load_metadata(path: Path) -> Any:
     """
     from torch.distributed.checkpoint.metadata import Metadata
 
+    regular_file(path)
     try:
         with path.open("rb") as file:
             found = _Unpickler(file, str(path)).load()
@@ -103,6 +106,22 @@ def load_metadata(path: Path) -> Any:
     return found
 
 
+def check_stored(stream: IO[bytes] | io.RawIOBase, where: str) -> None:
+    """Refuse an archive of torch's whose members are compressed: torch writes none, and a few bytes may become many.
+
+    Raises:
+        MooError: naming the member.
+        zipfile.BadZipFile: for what is no archive.
+    """
+    with zipfile.ZipFile(stream) as packed:
+        for member in packed.infolist():
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+                raise MooError(
+                    f"has a compressed member {member.filename[:60]!r}", where, "do not trust this file"
+                )
+    stream.seek(0)
+
+
 def load_object(data: bytes, where: str) -> Any:
     """Read one pickled object of a checkpoint with ``torch.load(weights_only=True)``.
 
@@ -111,8 +130,9 @@ def load_object(data: bytes, where: str) -> Any:
     """
     stream = io.BytesIO(data)
     try:
+        check_stored(stream, where)
         names = torch.serialization.get_unsafe_globals_in_checkpoint(stream)
-    except (RuntimeError, pickle.UnpicklingError, ValueError, EOFError) as error:
+    except (zipfile.BadZipFile, RuntimeError, pickle.UnpicklingError, ValueError, EOFError) as error:
         raise MooError(f"is damaged ({error})", where) from None
     allowed: list[Any] = [argparse.Namespace, signal.Signals]
     real = {"argparse.Namespace", "signal.Signals"}

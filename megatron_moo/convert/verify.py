@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from megatron_moo.convert.exporter import open_target, read_parts
 from megatron_moo.convert.importer import open_source
 from megatron_moo.convert.world import forward_flags, load_model, one_rank
 from megatron_moo.errors import MooError
+from megatron_moo.models.files import regular_file
 
 
 @dataclass(frozen=True)
@@ -42,21 +44,47 @@ def tensor_differences(hf: Path, checkpoint: Path, ignore: Sequence[str] = ()) -
     target.checkpoint.close()
 
 
-def logit_difference(
-    hf: Path, checkpoint: Path, tokens: list[int], ignore: Sequence[str] = ()
-) -> tuple[float, float]:
-    """Largest absolute difference of the logits in fp32, and the largest logit.
+@dataclass(frozen=True)
+class Logits:
+    """How the logits of both sides compare on a text.
+
+    Attributes:
+        gap: largest absolute difference.
+        largest: largest absolute logit.
+        perplexity: of the text in transformers and in Megatron; NaN for a text of one token.
+    """
+
+    gap: float
+    largest: float
+    perplexity: tuple[float, float]
+
+
+def logit_difference(hf: Path, checkpoint: Path, tokens: list[int], ignore: Sequence[str] = ()) -> Logits:
+    """Compare the logits of both sides in fp32.
 
     Args:
         hf, checkpoint: both sides.
         tokens: input.
         ignore: config keys that the user vouches for.
+
+    Raises:
+        MooError: when either side is damaged, or transformers is not installed.
     """
     reference = transformers_logits(hf, tokens)
     target = open_target(checkpoint, hf, ignore)
     target.checkpoint.close()
     found = megatron_logits(target.checkpoint.folder, target.model, tokens)
-    return float((reference - found).abs().max()), float(reference.abs().max())
+    return Logits(
+        float((reference - found).abs().max()),
+        float(reference.abs().max()),
+        (perplexity(reference, tokens), perplexity(found, tokens)),
+    )
+
+
+def perplexity(logits: torch.Tensor, tokens: list[int]) -> float:
+    """Perplexity per token of a text under its logits ``[s, vocab]``, its first token not counted."""
+    wanted = torch.tensor(tokens[1:])
+    return float(torch.nn.functional.cross_entropy(logits[:-1].double(), wanted).exp())
 
 
 def megatron_logits(folder: Path, model: object, tokens: list[int]) -> torch.Tensor:
@@ -76,12 +104,17 @@ def transformers_logits(hf: Path, tokens: list[int]) -> torch.Tensor:
     """Logits ``[s, vocab]`` of a Hugging Face checkpoint in fp32.
 
     Raises:
-        MooError: when transformers is not installed.
+        MooError: when transformers is not installed, and for a folder that would send it elsewhere.
     """
+    if os.path.lexists(hf / "adapter_config.json"):
+        # transformers would load the base model that this file names instead of the folder.
+        raise MooError("has an adapter_config.json", str(hf), "take it out, or merge the adapter")
     try:
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
     except ImportError:
         raise MooError("needs the package transformers", "--logits", "pip install transformers") from None
+    logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
         hf, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, local_files_only=True,
         attn_implementation="eager",
@@ -91,11 +124,11 @@ def transformers_logits(hf: Path, tokens: list[int]) -> torch.Tensor:
 
 
 def text_tokens(hf: Path, text: str, vocab: int) -> list[int]:
-    """Token numbers of a text by the checkpoint's own tokenizer, or agreed numbers when it has none."""
-    if (hf / "tokenizer.json").is_file():
+    """Token numbers of a text, at most 512, by the checkpoint's own tokenizer; agreed numbers when it has none."""
+    if os.path.lexists(hf / "tokenizer.json"):
         from tokenizers import Tokenizer
 
-        found = Tokenizer.from_file(str(hf / "tokenizer.json")).encode(text).ids
+        found = Tokenizer.from_file(str(regular_file(hf / "tokenizer.json"))).encode(text).ids
         return [token for token in found if token < vocab][:512] or [0]
     generator = torch.Generator().manual_seed(0)
     return torch.randint(vocab, (64,), generator=generator).tolist()

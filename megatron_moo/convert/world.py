@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import sys
 import tempfile
@@ -62,12 +63,14 @@ def one_rank(flags: dict[str, Any]) -> Iterator[Any]:
         store = dist.FileStore(os.path.join(folder, "store"), 1)
         dist.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=timedelta(seconds=60))
         sys.argv = ["convert", *to_argv(flags)]
+        logging.disable(logging.WARNING)  # a forward pass for a comparison has nothing to tell of itself
         try:
             with contextlib.redirect_stdout(io.StringIO()), platform.initialising():
                 args = parse_and_validate_args(extra_args_provider=add_moo_arguments)
                 initialize.initialize_megatron()
             yield args
         finally:
+            logging.disable(logging.NOTSET)
             sys.argv = saved
             os.environ.clear()
             os.environ.update(environment)

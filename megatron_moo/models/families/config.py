@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_moo.errors import MooError
+from megatron_moo.models.files import small_bytes
 
 _MAX_BYTES = 16 << 20
 LARGEST = 1 << 24
@@ -22,9 +23,6 @@ _LAYERS = 1024
 # Keys that say nothing about the function: bookkeeping, generation, training and token numbers.
 _BOOKKEEPING = frozenset(
     [
-        "_attn_implementation",
-        "_commit_hash",
-        "_name_or_path",
         "architectures",
         "attn_implementation",
         "auto_map",
@@ -166,11 +164,13 @@ class Config:
         Raises:
             MooError: naming them.
         """
-        # False, null and empty values of unknown keys switch nothing on.
+        # False, null and empty values of unknown keys switch nothing on. Keys that begin with an underscore are
+        # notes of the library that wrote the config (`_name_or_path`, `_attn_implementation`, what a converter
+        # remembered): no model class of transformers reads its function from one.
         left = sorted(
             key
             for key, value in self.values.items()
-            if key not in self._asked and value not in (None, False, [], {})
+            if key not in self._asked and not key.startswith("_") and value not in (None, False, [], {})
         )
         if left:
             told = ", ".join(f"{key} = {_short(self.values[key])}" for key in left[:4])
@@ -198,14 +198,11 @@ def load_config(path: Path, ignore: Sequence[str] = ()) -> Config:
     """Read a ``config.json``.
 
     Raises:
-        MooError: for a file that is missing, too large, not JSON or not a mapping.
+        MooError: for a file that is missing, a link out of its folder, no plain file, too large, not JSON or not a
+            mapping.
     """
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise MooError(f"is larger than {_MAX_BYTES >> 20} MiB", str(path))
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MooError(f"cannot be read ({error.strerror})", str(path)) from None
+        values = json.loads(small_bytes(path, _MAX_BYTES))
     except (ValueError, RecursionError) as error:
         raise MooError(f"is not JSON ({error})", str(path)) from None
     if not isinstance(values, dict):

@@ -18,7 +18,6 @@ def _read(config: Config, name: str, every: int) -> Model:
     config.unused("hidden_act")  # older configs name it too, and transformers reads only hidden_activation
     config.fixed("attention_bias", False)
     config.fixed("use_bidirectional_attention", False)
-    config.unused("_sliding_window_pattern")  # layer_types says it
     flags["apply-layernorm-1p"] = True
     pattern = config.integer("sliding_window_pattern", every)
     default = ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(config.layers())]

@@ -297,12 +297,6 @@ def test_pickled_weights_need_a_flag_and_never_run(tmp_path: Path) -> None:
     assert not (tmp_path / "canary").exists()
 
 
-@pytest.fixture
-def imported(tmp_path: Path) -> Path:
-    import_checkpoint(tiny.write(tmp_path / "hf"), tmp_path / "megatron")
-    return tmp_path / "megatron"
-
-
 def test_a_data_file_that_climbs_out_is_refused(imported: Path) -> None:
     path = imported / "release" / ".metadata"
     data = path.read_bytes()
