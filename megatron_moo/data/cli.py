@@ -44,7 +44,9 @@ def _add_inspect(subparsers: Any) -> None:
     )
     parser.add_argument("--language", help="show samples of this one only")
     parser.add_argument("--samples", type=int, default=1, help="samples per language (default 1, 0 for none)")
-    parser.add_argument("--seq-length", type=int, default=128, help="tokens per sample (default 128)")
+    parser.add_argument(
+        "--seq-length", type=int, help="tokens per sample (default: 128, or what holds a whole conversation)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.set_defaults(func=_inspect)
 

@@ -24,10 +24,12 @@ def inspect(
     manifest: Manifest | None = None,
     language: str | None = None,
     samples: int = 1,
-    seq_length: int = 128,
+    seq_length: int | None = None,
     seed: int = 0,
 ) -> Iterator[RenderableType]:
     """Tables of counts, lengths and shares, warnings about small languages, then decoded samples.
+
+    ``seq_length`` None is 128, or for conversations the longest that the corpus holds.
 
     Raises:
         MooError: an unknown language, or a manifest with a language that the corpus does not have.
@@ -36,6 +38,8 @@ def inspect(
         corpus.entry(language, "train" if language in corpus.tags("train") else "valid")
     yield corpus_table(corpus)
     yield lengths_table(corpus)
+    if seq_length is None:
+        seq_length = int(corpus.sft["max_length"]) if corpus.sft else 128
     sampler = LanguageSampler(corpus, "train", seq_length, seed)
     if manifest is not None:
         yield shares_table(manifest, sampler)
@@ -118,7 +122,11 @@ def coloured(sample: Sample, tokenizer: Tokenizer) -> Text:
     text = Text()
     bounds = np.flatnonzero((np.diff(mask.astype(int)) != 0) | (np.diff(segments) != 0)) + 1
     for start, end in zip([0, *bounds], [*bounds, len(labels)], strict=True):
-        run = tokenizer.decode(labels[start:end].tolist())
+        begins = "segment_ids" in sample and (start == 0 or segments[start] != segments[start - 1])
+        # The first token of a conversation is never a target, but readers want it.
+        run = tokenizer.decode(
+            [*sample["tokens"][start : start + begins].tolist(), *labels[start:end].tolist()]
+        )
         if start and segments[start] != segments[start - 1]:
             text.append("\n--- next document ---\n", style="bold blue")
         if mask[start]:

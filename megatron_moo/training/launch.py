@@ -38,7 +38,7 @@ def train(recipe_path: Path, flags: list[str], runs: Path = Path("runs")) -> int
     console.print(f"megatron-moo: {plan.summary}")
     console.print(f"megatron-moo: run folder {os.path.relpath(plan.run_dir)}")
     for note in plan.notes:
-        console.print(f"megatron-moo: note: {note}", markup=False, soft_wrap=True)
+        console.print(f"megatron-moo: warning: {note}", markup=False, soft_wrap=True)
     done = last_step(plan.run_dir)
     if done >= plan.train_iters:
         console.print(f"megatron-moo: all {done} steps are done; move the folder away to start again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,9 @@ def test_a_resume_may_change_blend_languages_lanes_and_slots(
     told = events_of(run, "drawn")[-1]
     assert told["step"] == 8 and told["languages"]["el"]["samples"] == after["el"]
     trained = sum(sum(step["tokens"].values()) for step in steps[6:])
-    assert sum(language["tokens"] for language in told["languages"].values()) == trained, "since the law began"
+    assert sum(language["tokens"] for language in told["languages"].values()) == trained, (
+        "since the law began"
+    )
 
 
 @pytest.mark.timeout(400)
@@ -123,6 +126,44 @@ def test_mixed_languages_are_the_same_run_on_one_rank_and_two(
         "method": "mean, languages mixed inside micro-batches"
     }
     assert events_of(tmp_path / "two", "drawn")[-1]["presence"] == "mixed"
+
+
+@pytest.mark.timeout(300)
+def test_fine_tuning_on_packed_conversations_has_the_loss_of_unpacked_ones(
+    command: Command, three_languages: Path, tmp_path: Path
+) -> None:
+    """Through Megatron's attention, where a mask that is dropped lets a conversation read the one before it."""
+    words = {
+        "en": ["yes", "no", "maybe", "often", "never", "again"],
+        "de": ["ja", "nein", "doch", "oft", "nie", "wieder"],
+    }
+    for tag, known in words.items():
+        talks = [
+            [
+                {"role": "user", "content": f"{known[i % 6]} {i}?"},
+                {"role": "assistant", "content": " ".join(known[: 1 + i % 5])},
+            ]
+            for i in range(60)
+        ]
+        lines = [json.dumps({"messages": talk}) for talk in talks]
+        (tmp_path / f"{tag}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    valid = {}
+    for pack in ("true", "false"):
+        (tmp_path / "languages.yaml").write_text(
+            f"tokenizer: byte\nsft: {{max_length: 96, template: plain, pack: {pack}}}\nlanguages:\n"
+            "  en: {train: [en.jsonl], valid: [en.jsonl]}\n  de: {train: [de.jsonl], valid: [de.jsonl]}\n",
+            encoding="utf-8",
+        )
+        flags = ("--seq-length", "256", "--train-iters", "2", "--lr", "0.01")
+        done = command("train", "tiny.yaml", "--run-dir", pack, *flags)
+        assert done.returncode == 0, done.stderr
+        valid[pack] = events_of(tmp_path / pack, "valid")
+        told = events_of(tmp_path / pack, "drawn")[-1]["languages"]["en"]
+        an_epoch = round(told["samples"] / told["epochs"])
+        assert an_epoch == 60 if pack == "false" else an_epoch < 20, "sixty conversations in a few samples"
+    for tag in words:
+        assert valid["true"][0]["loss"][tag] == pytest.approx(valid["false"][0]["loss"][tag], rel=1e-5)
+        assert valid["true"][1]["loss"][tag] < valid["true"][0]["loss"][tag]
 
 
 @pytest.mark.timeout(120)

@@ -107,7 +107,10 @@ BAD: tuple[tuple[tuple[str, ...], str], ...] = (
     (("--fp16",), "fp16 loss scaling does not work with MOO"),
     (("--languages", "none.yaml"), "none.yaml"),
     (("--moo-mixed",), "--moo-mixed: cagrad needs one language per micro-batch; use --moo-method mean"),
-    (("--moo-early-stop", "de"), "--moo-early-stop: cannot watch 'de'; choose one of macro, worst, el, ko, tr, nl"),
+    (
+        ("--moo-early-stop", "de"),
+        "--moo-early-stop: cannot watch 'de'; choose one of macro, worst, el, ko, tr, nl",
+    ),
 )
 
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from rich.text import Text
 
 from megatron_moo.data import Corpus, LaneBatches, LaneSchedule, LanguageSampler, build_corpus, load_manifest
 from megatron_moo.data.collate import collate
-from megatron_moo.data.inspection import coloured
+from megatron_moo.data.inspection import coloured, inspect
 from megatron_moo.data.sft.encode import mask_conversation
 from megatron_moo.data.sft.packing import pack_documents
 from megatron_moo.data.sft.template import NAMED, ChatTemplate, load_template
@@ -270,7 +271,13 @@ def test_prompt_and_completion_and_per_language_template_and_system(tmp_path: Pa
     sample = LanguageSampler(corpus, "train", 64).sample("en", 0)
     text = bytes(t for t in sample["tokens"] if t < 256).decode()
     assert text == "system: Zahlen.\n\nuser: 2+2?\n\nassistant: 4\n\n"
-    assert "[[4\n\n]]" in coloured(sample, corpus.tokenizer()).plain, "inspect shows what counts"
+    shown = coloured(sample, corpus.tokenizer())
+    assert "[[4\n\n]]" in shown.plain, "inspect shows what counts"
+    colours = {str(span.style): shown.plain[span.start : span.end] for span in shown.spans}
+    assert shown.plain.startswith("system: Zahlen."), "whole conversations, the first token too"
+    assert colours["green"] == "[[4\n\n]]" and colours["dim"].startswith("system: Zahlen.")
+    whole = [item.plain for item in inspect(corpus) if isinstance(item, Text)]
+    assert "[[4\n\n]]" in whole[1], "without a length a sample is as long as a conversation may be"
 
 
 def test_a_special_token_inside_a_message_is_refused(hf_folder: Path, tmp_path: Path) -> None:
