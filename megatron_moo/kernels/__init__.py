@@ -1,6 +1,22 @@
-"""The two passes over memory of a step: rows to Gramian, and rows to update."""
+"""What moves or multiplies rows: a Triton kernel for a GPU and a plain torch twin for everything else.
 
-from megatron_moo.kernels.combine import combine
-from megatron_moo.kernels.gramian import gramian
+``NAME.py`` holds the twin and chooses, ``NAME_triton.py`` the kernel; Triton is imported on a GPU only.
+"""
 
-__all__ = ["combine", "gramian"]
+from megatron_moo.kernels.combine import combine, combine_segments
+from megatron_moo.kernels.gramian import gramian, gramian_segments
+from megatron_moo.kernels.pack import pack_rows, unpack
+from megatron_moo.kernels.rows import PackedRows, packed_bytes
+from megatron_moo.kernels.segments import SegmentTable
+
+__all__ = [
+    "PackedRows",
+    "SegmentTable",
+    "combine",
+    "combine_segments",
+    "gramian",
+    "gramian_segments",
+    "pack_rows",
+    "packed_bytes",
+    "unpack",
+]

@@ -13,51 +13,127 @@ from itertools import accumulate
 
 import torch
 
+from megatron_moo.kernels._choice import on_triton
+from megatron_moo.kernels.pack import decoded
+from megatron_moo.kernels.rows import Rows, check_rows
+from megatron_moo.kernels.segments import SegmentTable, whole
+
 CHUNK = 4096
 # Values of one row that are handled at a time. CPU: as many as stay in the cache until they are parked (50 MB
 # of two rows, one thread: 11.7 ms with 4 chunks, 7.2 with 16, 5.9 with 64). GPU: few launches.
 _SPAN = {"cpu": 64 * CHUNK, "cuda": 4096 * CHUNK}
 
+Park = Sequence[tuple[torch.Tensor, torch.Tensor]]
 
-def gramian(
-    rows: Sequence[torch.Tensor], park: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
-) -> torch.Tensor:
+
+def gramian(rows: Sequence[Rows], park: Park = ()) -> torch.Tensor:
     """Gramian of rows given in pieces.
 
     Args:
-        rows: tensors ``[P_s, n]`` (fp32 or bf16) that together hold P rows of the same n values; a slice of
-            columns is fine.
+        rows: tensors ``[P_s, n]`` (fp32 or bf16; a slice of columns is fine) or :class:`PackedRows`, that together
+            hold P rows of the same n values.
         park: pairs (source, target) of tensors ``[*, n]``; sources are copied to targets while the values are
             in the cache. Sources are rows of this call, or parts of them; targets overlap none of them.
 
     Returns:
         ``[P, P]`` fp64, on the rows' device.
+
+    Raises:
+        ValueError: on a GPU, for more than 32 rows, or of a dtype that the kernel does not read.
     """
-    n, device = rows[0].shape[1], rows[0].device
+    n = rows[0].shape[1]
+    if rows[0].device.type == "cuda" and n and on_triton(_tensor(rows[0])):
+        from megatron_moo.kernels.gramian_triton import launch_gramian
+
+        check_rows(rows)
+        total, _ = launch_gramian(rows, whole(n))
+        _copy(park, 0, n)
+        return total[0]
+    return gramian_torch(rows, 0, n, park)
+
+
+def gramian_segments(rows: Sequence[Rows], table: SegmentTable) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gramians of many blocks in one launch.
+
+    Args:
+        rows: pieces as for :func:`gramian`, 1 to 32 rows together.
+        table: which values belong to which block.
+
+    Returns:
+        Gramians ``[len(table.blocks), P, P]`` fp64 and the number of values that are not finite in every row,
+        ``[len(table.blocks), P]`` fp64, both in the order of ``table.blocks``.
+
+    Raises:
+        ValueError: for too many rows, another dtype, or a table that reaches beyond the rows.
+    """
+    count, n = check_rows(rows)
+    if table.end > n:
+        raise ValueError(f"the segments reach to {table.end} in rows of {n} values")
+    first = _tensor(rows[0])
+    if table.segments and on_triton(first):
+        from megatron_moo.kernels.gramian_triton import launch_gramian
+
+        return launch_gramian(rows, table)
+    total = torch.zeros(len(table.blocks), count, count, dtype=torch.float64, device=first.device)
+    bad = torch.zeros(len(table.blocks), count, dtype=torch.float64, device=first.device)
+    for start, end, block in table.segments:
+        index = table.blocks.index(block)
+        part = gramian_torch(rows, start, end)
+        total[index] += part
+        if not bool(part.diagonal().isfinite().all()):
+            bad[index] += _not_finite(rows, start, end)
+    return total, bad
+
+
+def gramian_torch(rows: Sequence[Rows], begin: int, finish: int, park: Park = ()) -> torch.Tensor:
+    """The twin of the Triton kernel, for values ``[begin, finish)`` of the rows; ``park`` counts from ``begin``."""
+    n, device = finish - begin, rows[0].device
     counts = [piece.shape[0] for piece in rows]
     pairs = [(i, j) for i in range(len(rows)) for j in range(i, len(rows))]
     # One product per chunk and pair of pieces: pieces are never copied together.
     parts = {(i, j): torch.empty(n // CHUNK, counts[i], counts[j], device=device) for i, j in pairs}
-    whole, span = n // CHUNK * CHUNK, _SPAN[device.type]
-    for start in range(0, whole, span):
-        end = min(start + span, whole)
-        x = [piece[:, start:end].float().unflatten(1, (-1, CHUNK)).transpose(0, 1) for piece in rows]
+    whole_, span = n // CHUNK * CHUNK, _SPAN[device.type]
+    for start in range(0, whole_, span):
+        end = min(start + span, whole_)
+        x = [
+            _columns(piece, begin + start, begin + end).unflatten(1, (-1, CHUNK)).transpose(0, 1)
+            for piece in rows
+        ]
         for (i, j), part in parts.items():
             torch.bmm(x[i], x[j].mT, out=part[start // CHUNK : end // CHUNK])
         _copy(park, start, end)
     total = torch.zeros(sum(counts), sum(counts), dtype=torch.float64, device=device)
     first = [0, *accumulate(counts)]
-    rest = [piece[:, whole:].float() for piece in rows]
+    rest = [_columns(piece, begin + whole_, finish) for piece in rows]
     for (i, j), part in parts.items():
         product = part.sum(0, dtype=torch.float64)
-        if whole < n:
+        if whole_ < n:
             product += rest[i] @ rest[j].T
         total[first[i] : first[i + 1], first[j] : first[j + 1]] = product
         total[first[j] : first[j + 1], first[i] : first[i + 1]] = product.T
-    _copy(park, whole, n)
+    _copy(park, whole_, n)
     return total
 
 
-def _copy(park: Sequence[tuple[torch.Tensor, torch.Tensor]], start: int, end: int) -> None:
+def _columns(piece: Rows, start: int, end: int) -> torch.Tensor:
+    """Values ``[start, end)`` of rows in fp32."""
+    return piece[:, start:end].float() if isinstance(piece, torch.Tensor) else decoded(piece, start, end)
+
+
+def _tensor(piece: Rows) -> torch.Tensor:
+    return piece if isinstance(piece, torch.Tensor) else piece.buffer
+
+
+def _not_finite(rows: Sequence[Rows], begin: int, finish: int) -> torch.Tensor:
+    """Values that are NaN or Inf in every row, ``[P]``."""
+    counts = torch.zeros(sum(piece.shape[0] for piece in rows), dtype=torch.int64, device=rows[0].device)
+    span = _SPAN[rows[0].device.type]
+    for start in range(begin, finish, span):
+        columns = [_columns(piece, start, min(start + span, finish)) for piece in rows]
+        counts += torch.cat([(~x.isfinite()).sum(1) for x in columns])
+    return counts
+
+
+def _copy(park: Park, start: int, end: int) -> None:
     for source, target in park:
         target[:, start:end].copy_(source[:, start:end])
