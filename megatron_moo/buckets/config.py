@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_moo.buckets.blocks import BLOCKS
+from megatron_moo.buckets.wire import WIRES
 from megatron_moo.errors import MooError
 
 RESCALES = ("none", "mean")
@@ -31,6 +32,8 @@ class MooConfig:
         every: solve every so many steps; in between, cached weights and Megatron's own reduce-scatter.
         recompute: keep the rows of at most so many slots and repeat passes for the rest; 0 keeps all.
         metric: inner product of the Gramians; ``adam`` weighs every value by 1 / (sqrt(v) + eps) of the optimizer.
+        wire: dtype in which rows travel, one of ``WIRES``.
+        wire_feedback: add to a row what the wire lost of the one before.
     """
 
     method: str = "cagrad"
@@ -45,6 +48,8 @@ class MooConfig:
     every: int = 1
     recompute: int = 0
     metric: str = "euclidean"
+    wire: str = "fp32"
+    wire_feedback: bool = False
 
     def __post_init__(self) -> None:
         for flag, value, choices in (
@@ -52,6 +57,7 @@ class MooConfig:
             ("--moo-rescale", self.rescale, RESCALES),
             ("--moo-rows", self.row_dtype, ROW_DTYPES),
             ("--moo-metric", self.metric, METRICS),
+            ("--moo-wire", self.wire, WIRES),
         ):
             if value not in choices:
                 raise MooError(f"unknown value {value!r}", flag, f"choose from {', '.join(choices)}")
@@ -59,6 +65,14 @@ class MooConfig:
             raise MooError(f"{self.slots} slots", "--moo-slots", "give at least 1")
         if self.every < 1:
             raise MooError(f"{self.every} steps", "--moo-every", "give at least 1")
+        if self.wire != "fp32" and self.observe:
+            raise MooError("rounds the rows, --moo-observe changes nothing", "--moo-wire")
+        if self.wire_feedback and self.wire == "fp32":
+            raise MooError("fp32 loses nothing", "--moo-wire-feedback", "give --moo-wire bf16 or fp8")
+        if self.wire_feedback and self.recompute:
+            raise MooError(
+                "rounds a repeated pass otherwise than its first", "--moo-wire-feedback", "drop one of them"
+            )
         if self.recompute < 0:
             raise MooError(f"{self.recompute} slots", "--moo-recompute", "give at least 1")
         if self.recompute and self.observe:

@@ -6,7 +6,8 @@
 
 The bytes sent are a ring reduce-scatter's, (D-1)/D of the bucket. Megatron drains a bucket's predecessor
 before it starts the next (``previous_grad_reduce_bucket_group``), so one receive buffer serves all buckets
-of a backward pass: a new one for each would cost a page fault per 4 kB.
+of a backward pass: a new one for each would cost a page fault per 4 kB. With a narrower wire the bucket is
+packed first, and what arrives is unpacked over the gradient buffer at once (``wire.py``).
 """
 
 from __future__ import annotations
@@ -20,32 +21,26 @@ import torch
 import torch.distributed as dist
 
 from megatron_moo.buckets.blocks import BucketPlan
+from megatron_moo.buckets.wire import Wire
 
 
 class Arrival:
-    """The handle that Megatron waits on; waiting hands the rows to ``arrived(plan, rows)`` once."""
+    """The handle that Megatron waits on; waiting passes the rows on, once."""
 
-    def __init__(
-        self,
-        plan: BucketPlan,
-        received: torch.Tensor,
-        work: Any,
-        arrived: Callable[[BucketPlan, torch.Tensor], bool],
-        waited: Callable[[float], None],
-        release: Callable[[torch.Tensor], None],
-    ) -> None:
-        self._plan, self._received, self._work = plan, received, work
-        self._arrived, self._waited, self._release = arrived, waited, release
+    def __init__(self, work: Any, arrived: Callable[[], None], waited: Callable[[float], None]) -> None:
+        self._work, self._arrived, self._waited = work, arrived, waited
 
     def wait(self) -> None:
-        """Wait for the rows, then pass them on; the receive buffer is released."""
+        """Wait for the rows, then pass them on."""
         if self._work is not None:
             started = time.perf_counter()
             self._work.wait()
             self._waited(time.perf_counter() - started)
-        received, self._received = self._received, torch.empty(0)
-        if self._arrived(self._plan, received) and self._plan.members > 1:
-            self._release(received)
+        arrived, self._arrived = self._arrived, _nothing
+        arrived()
+
+
+def _nothing() -> None: ...
 
 
 class Done:
@@ -67,6 +62,7 @@ class Exchange:
         self._step, self._stock, self._reduce = step, stock, reduce
         self._plans: dict[int, BucketPlan] = {}
         self._free: list[torch.Tensor] = []
+        self._wire: Wire | None = None
         self.seconds = 0.0
         self.bytes_sent = 0
 
@@ -91,23 +87,51 @@ class Exchange:
         if plan is None or plan.grad.numel() != input.numel():
             return self._stock(output, input, op=op, group=group, async_op=async_op)
         if self._step.now.scaled:
-            sync = partial(self._reduce, output, input, op=op, group=group, async_op=async_op)
-            return self._step.reduce_scaled(plan, sync) or (Done() if async_op else None)
+
+            def reduce() -> Any:
+                self.bytes_sent += input.numel() * input.element_size() * (plan.members - 1) // plan.members
+                return self._reduce(output, input, op=op, group=group, async_op=async_op)
+
+            return self._step.reduce_scaled(plan, reduce) or (Done() if async_op else None)
         started = time.perf_counter()
-        work = None
+        work, wire = None, self._wire_of(plan)
         if plan.members == 1:
-            received = input
+            sent = received = input
         else:
-            received = self._take(input)
-            work = dist.all_to_all_single(received, input, group=group, async_op=async_op)
-            self.bytes_sent += input.numel() * input.element_size() * (plan.members - 1) // plan.members
+            sent = input if wire is None else wire.pack(plan, self._step.now.slot, self._step.objective)
+            received = self._take(sent)
+            work = dist.all_to_all_single(received, sent.view(-1), group=group, async_op=async_op)
+            self.bytes_sent += sent.numel() * sent.element_size() * (plan.members - 1) // plan.members
         self._count(time.perf_counter() - started)
-        rows = received.view(plan.members, -1)
-        arrival = Arrival(plan, rows, work, self._step.arrived, self._count, self._release)
+        arrival = Arrival(work, partial(self._arrived, plan, received, sent), self._count)
         if async_op:
             return arrival
         arrival.wait()
         return None
+
+    def _arrived(self, plan: BucketPlan, received: torch.Tensor, sent: torch.Tensor) -> None:
+        """Hand the rows ``[members, shard]`` to the step; the receive buffer is released when it is done with them.
+
+        ``sent`` is held until here: the collective read from it.
+        """
+        wire = self._wire_of(plan)
+        if wire is not None:
+            started = time.perf_counter()
+            rows = wire.unpack(plan, received)
+            self._release(received)
+            self._count(time.perf_counter() - started)
+            self._step.arrived(plan, rows)
+        elif self._step.arrived(plan, received.view(plan.members, -1)) and plan.members > 1:
+            self._release(received)
+
+    def _wire_of(self, plan: BucketPlan) -> Wire | None:
+        """How a bucket is packed; None where rows travel as they are, or not at all."""
+        config = self._step.config
+        if plan.members == 1 or config.wire == "fp32":
+            return None
+        if self._wire is None:
+            self._wire = Wire(config.wire, config.wire_feedback)
+        return self._wire
 
     def _take(self, like: torch.Tensor) -> torch.Tensor:
         """A receive buffer: one that is free and large enough, or a new one in place of those too small."""
@@ -116,7 +140,7 @@ class Exchange:
                 del self._free[index]
                 return buffer[: like.numel()]
         self._free.clear()
-        return torch.empty_like(like)
+        return torch.empty(like.numel(), dtype=like.dtype, device=like.device)
 
     def _release(self, received: torch.Tensor) -> None:
         """Take back a receive buffer whose rows were copied elsewhere."""

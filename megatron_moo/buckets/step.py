@@ -95,6 +95,7 @@ class MooStep:
         self.last: Resolved | None = None
         self.on_begin: list[Callable[[int], None]] = []
         self.on_resolved: list[Callable[[Resolved], None]] = []
+        self.on_end: list[Callable[[], None]] = []
         self.riders: list[Callable[[], torch.Tensor]] = []
         # Mean loss per objective [K] from the summed riders, for methods that weigh by losses.
         self.losses_of: Callable[[list[torch.Tensor]], torch.Tensor] | None = None
@@ -209,7 +210,8 @@ class MooStep:
     def _keep(self, plan: BucketPlan, received: torch.Tensor) -> bool:
         """Keep the rows of an earlier slot outside the gradient buffer; returns whether they were copied."""
         dtype = torch.bfloat16 if self.config.row_dtype == "bf16" else received.dtype
-        alone = plan.members == 1  # then the rows are the gradient buffer itself, about to be zeroed
+        # Rows that lie in the gradient buffer (a single member's, or unpacked ones) are about to be zeroed.
+        alone = received.data_ptr() == plan.grad.data_ptr()
         if plan.instances is not None:
             sum_over([received], plan.instances)
         kept = received.to(dtype, copy=alone)
@@ -224,12 +226,14 @@ class MooStep:
         started = time.perf_counter()
         others = [slice(0, plan.rank), slice(plan.rank + 1, plan.members)]
         moves = [(received[r], plan.rows[r]) for r in others if r.start < r.stop]
+        if received.data_ptr() == plan.grad.data_ptr():
+            moves = []
         if plan.instances is not None:
             # Megatron itself sums this rank's own row over the instances, after this call: the rest is ours, and the
             # Gramian waits for the end of the backward pass.
             for source, target in moves:
                 target.copy_(source)
-            sum_over([target for _, target in moves], plan.instances)
+            sum_over([plan.rows[r] for r in others], plan.instances)
             self._phase["exchange"] += time.perf_counter() - started
             return
         scale = self._scale(plan)
@@ -311,6 +315,9 @@ class MooStep:
             self._count_pairs()
         if self.now.resolves:
             self.resolve(exchange_s)
+        if self.is_last:
+            for call in self.on_end:
+                call()
 
     def _count_pairs(self) -> None:
         """Add the products of the rows at hand to the Gramians."""

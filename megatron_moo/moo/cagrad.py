@@ -72,8 +72,8 @@ def _on_every_support(program: Program, rounding: Tensor) -> Tensor:
     k, device = program.C.shape[-1], program.C.device
     patterns = torch.arange(1, 2**k, device=device).unsqueeze(-1) >> torch.arange(k, device=device)
     n = len(patterns)
-    parts = [part.repeat_interleave(n, 0) for part in (program.C, program.beta, program.q, program.m)]
-    each = Program(*parts, program.ridge)
+    C, beta, q, m = (part.repeat_interleave(n, 0) for part in (program.C, program.beta, program.q, program.m))
+    each = Program(C, beta, q, m, program.ridge)
     support = (patterns & 1).to(each.m.dtype).repeat(program.C.shape[0], 1) * each.m
     x = _exact(each, support)[0].clamp(min=0.0).nan_to_num(0.0, 0.0, 0.0)
     x = x / dot(each.q, x).clamp(min=_TINY)

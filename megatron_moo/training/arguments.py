@@ -6,6 +6,7 @@ from typing import Any
 
 from megatron_moo.buckets.blocks import BLOCKS
 from megatron_moo.buckets.config import METRICS, RESCALES, ROW_DTYPES, MooConfig
+from megatron_moo.buckets.wire import WIRES
 from megatron_moo.errors import MooError
 from megatron_moo.models.lora import TARGETS, lora_settings
 
@@ -25,6 +26,8 @@ FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--moo-every", {"type": int, "default": 1, "metavar": "N", "help": "solve every N steps, reuse weights between"}),
     ("--moo-observe", {"action": "store_true", "help": "measure conflict, leave the update to Megatron"}),
     ("--moo-rows", {"default": "fp32", "help": f"dtype of rows kept between slots: {', '.join(ROW_DTYPES)}"}),
+    ("--moo-wire", {"default": "fp32", "help": f"dtype in which rows travel: {', '.join(WIRES)}"}),
+    ("--moo-wire-feedback", {"action": "store_true", "help": "add to a row what the wire lost of the one before"}),
     ("--moo-metric", {"default": "euclidean", "help": f"inner product of Gramians: {', '.join(METRICS)}"}),
     ("--moo-recompute", {"type": int, "nargs": "?", "const": 1, "default": 0, "metavar": "H", "help": "keep the rows "
       "of at most H slots (1 when no number follows) and repeat passes, to save memory; 0 keeps all"}),
@@ -142,4 +145,6 @@ def moo_config(args: Any, objectives: int) -> MooConfig:
         every=args.moo_every,
         recompute=args.moo_recompute,
         metric=args.moo_metric,
+        wire=args.moo_wire,
+        wire_feedback=args.moo_wire_feedback,
     )

@@ -57,10 +57,10 @@ class MetricsWriter:
         self.step, self.languages = step, tuple(languages)
         self.book = LossBook(len(languages))
         self.drawn: dict[str, int] = {}
-        self._began = self._resolved_at = 0.0
+        self._began = self._ended_at = 0.0
         step.riders.append(self._take_losses)
         step.on_begin.append(self._begin)
-        step.on_resolved.append(self._resolved)
+        step.on_end.append(self._ended)
 
     def _take_losses(self) -> torch.Tensor:
         return self.book.take(self.step.plans[0].grad.device)
@@ -68,8 +68,8 @@ class MetricsWriter:
     def _begin(self, number: int) -> None:
         self._began = time.perf_counter()
 
-    def _resolved(self, resolved: Resolved) -> None:
-        self._resolved_at = time.perf_counter()
+    def _ended(self) -> None:
+        self._ended_at = time.perf_counter()
 
     def event(self, name: str, **fields: Any) -> None:
         """Write a line that is not a step."""
@@ -94,14 +94,20 @@ class MetricsWriter:
         if (writer := _tensorboard()) is not None:
             _write_scalars(writer, values, step)
 
-    def log_step(self, iteration: int, learning_rate: float, grad_norm: Any, skipped: bool) -> None:
-        """Write the record of the step that just ended (called after Megatron's own log)."""
+    def log_step(
+        self, iteration: int, learning_rate: float, grad_norm: Any, skipped: bool, bytes_sent: int
+    ) -> None:
+        """Write the record of the step that just ended (called after Megatron's own log).
+
+        ``bytes_sent`` are this rank's of gradients, in all passes of the step.
+        """
         resolved = self.step.last
         if resolved is None or dist.get_rank() not in (0, dist.get_world_size() - 1):
             return
         now = time.perf_counter()
         record = self._record(resolved, iteration, now)
         record |= {"lr": learning_rate, "grad_norm": _float(grad_norm), "skipped": skipped}
+        record["bytes_sent"] = bytes_sent
         if dist.get_rank() == 0:
             self._append(record)
         if (writer := _tensorboard()) is not None:
@@ -112,7 +118,7 @@ class MetricsWriter:
         seen = [(tag, *pair) for tag, pair in zip(self.languages, sums, strict=True) if pair[1] > 0]
         total = now - self._began
         phase = dict(resolved.phase_s)
-        phase["optimizer"] = now - self._resolved_at
+        phase["optimizer"] = now - self._ended_at
         phase = {"compute": max(0.0, total - sum(phase.values())), **phase}
         return {
             "step": iteration,

@@ -16,7 +16,7 @@ from megatron_moo.errors import MooError
 # Our other flags that say something about gradients of single languages, with the value that says nothing.
 _NEEDS_LANGUAGES: tuple[tuple[str, Any], ...] = (
     ("moo_observe", False), ("moo_every", 1), ("moo_rescale", "none"), ("moo_exclude", None), ("moo_recompute", 0),
-    ("moo_metric", "euclidean"),
+    ("moo_metric", "euclidean"), ("moo_wire", "fp32"), ("moo_wire_feedback", False),
 )  # fmt: skip
 
 

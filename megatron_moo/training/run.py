@@ -192,7 +192,7 @@ class TrainingRun:
 
     def _log(self, **kw: Any) -> None:
         self.metrics.drawn = self.feed.drawn()
-        self.metrics.log_step(**kw)
+        self.metrics.log_step(**kw, bytes_sent=self.seam.exchange.bytes_sent)
 
     def _save(self) -> dict[str, Any]:
         state: dict[str, Any] = {"step": self.step.state_dict(), "objectives": list(self.step.objectives)}

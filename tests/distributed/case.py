@@ -48,6 +48,7 @@ class Case:
     every: int = 1
     recompute: int = 0
     metric: str = "euclidean"
+    wire: str = "fp32"
     poison: tuple[int, ...] = ()
     poison_with: float = float("nan")
     poison_from: int = 0

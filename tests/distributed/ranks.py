@@ -42,7 +42,7 @@ def make_step(case: Case, method: Any = None) -> MooStep:
     config = MooConfig(
         case.method, case.options, case.block, case.slots, row_dtype=case.rows, seed=case.seed, exclude=case.exclude,
         observe=case.observe, every=case.every, recompute=case.recompute,
-        metric=case.metric,
+        metric=case.metric, wire=case.wire,
     )  # fmt: skip
     names = [f"language{k}" for k in range(case.objectives)]
     return make_step_class(case.observe, case.every)(

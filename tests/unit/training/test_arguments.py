@@ -12,7 +12,8 @@ from megatron_moo.training.arguments import FLAG_NAMES, add_moo_arguments, lane_
 
 EXPECTED = (
     "languages", "corpus", "run-dir", "moo-method", "moo-option", "moo-block", "moo-slots", "moo-presence",
-    "moo-rescale", "moo-exclude", "moo-every", "moo-observe", "moo-rows", "moo-metric", "moo-recompute",
+    "moo-rescale", "moo-exclude", "moo-every", "moo-observe", "moo-rows",
+    "moo-wire", "moo-wire-feedback", "moo-metric", "moo-recompute",
     "moo-mixed", "moo-early-stop", "moo-patience",
     "lora-rank", "lora-alpha", "lora-targets", "lora-dropout", "freeze",
 )  # fmt: skip
@@ -84,6 +85,10 @@ def test_slots() -> None:
         (("--moo-rescale", "max"), "--moo-rescale"),
         (("--moo-rows", "fp8"), "--moo-rows"),
         (("--moo-metric", "sgd"), "--moo-metric"),
+        (("--moo-wire", "int8"), "--moo-wire"),
+        (("--moo-wire", "bf16", "--moo-observe"), "--moo-wire"),
+        (("--moo-wire-feedback",), "--moo-wire-feedback"),
+        (("--moo-wire", "fp8", "--moo-wire-feedback", "--moo-recompute"), "--moo-wire-feedback"),
         (("--moo-recompute", "-1"), "--moo-recompute"),
         (("--moo-recompute", "--moo-observe"), "--moo-recompute"),
         (("--moo-every", "0"), "--moo-every"),

@@ -1,0 +1,127 @@
+"""Rows that travel as bf16 or fp8: bytes counted, errors bounded, nothing that depends on who computed what."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from megatron_moo.buckets.wire import WIRES, row_bytes
+from tests.distributed.assemble import whole_update
+from tests.distributed.case import Case
+from tests.distributed.matrix import MOE, OVERLAP, SEQUENCE, SMALL_BUCKETS, TWO_INSTANCES
+from tests.distributed.ranks import layout_worker
+from tests.pool import RankPool
+
+
+def loopback_bytes() -> int:
+    """Bytes that this machine has sent to itself (the network interface's own counter)."""
+    return int(Path("/sys/class/net/lo/statistics/tx_bytes").read_text())
+
+
+def wire_worker(rank: int, world: int, wire: str, numel: int, slots: int) -> dict[str, int]:
+    """A step of one large bucket; what the exchange counted and what the loopback interface did."""
+    from megatron_moo.buckets.blocks import BucketPlan, Kind, Segment
+    from megatron_moo.buckets.config import MooConfig
+    from megatron_moo.buckets.exchange import Exchange
+    from megatron_moo.buckets.step import MooStep
+    from megatron_moo.moo import make_method
+
+    class Schedule:
+        def assignment(self, step: int) -> list[list[int]]:
+            return [[(slot * world + lane) % 3 for lane in range(world)] for slot in range(slots)]
+
+    grad, shard = torch.randn(numel, generator=torch.Generator().manual_seed(rank)), numel // world
+    step = MooStep(MooConfig("mgda", slots=slots, wire=wire), make_method("mgda"), list("abc"), Schedule())
+    plan = BucketPlan("bucket", grad, rank, tuple(range(world)), (Segment(0, shard, 0, Kind.OWN),))
+    step.place([plan], ["block"], "", rank, counts_tokens=True)
+    exchange = Exchange(step, dist.reduce_scatter_tensor, dist.reduce_scatter_tensor)
+    exchange.register([plan])
+    dist.barrier()
+    before = loopback_bytes()
+    dist.barrier()
+    step.begin(0)
+    for now in step.passes:
+        step.begin_pass(now)
+        exchange(plan.own, grad, group=dist.group.WORLD, async_op=True).wait()
+        step.count(1.0)
+        step.end_pass()
+    dist.barrier()
+    return {"counted": exchange.bytes_sent, "loopback": loopback_bytes() - before}
+
+
+@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize(("world", "slots"), [(2, 1), (4, 2)])
+def test_bytes(pool: RankPool, wire: str, world: int, slots: int) -> None:
+    """What is counted is the formula, and what the loopback interface carried (headers of TCP beside it)."""
+    numel = 1 << 21
+    ranks = pool.run(wire_worker, world, wire, numel, slots)
+    formula = slots * (world - 1) * row_bytes(numel // world, wire)
+    assert [rank["counted"] for rank in ranks] == [formula] * world
+    # The counter is the machine's: other traffic may only add to it.
+    assert 0.99 < ranks[0]["loopback"] / (world * formula) < 1.15
+
+
+def test_bytes_of_a_row() -> None:
+    assert row_bytes(12800, "fp8") == 12800 + 400, (
+        "a quarter of fp32's, and a scale of 4 bytes for 128 values"
+    )
+    assert (row_bytes(1000, "fp32"), row_bytes(1000, "bf16"), row_bytes(1000, "fp8")) == (4000, 2000, 8 * 132)
+
+
+# Largest relative error of a value: bf16 rounds to 8 bits, e4m3 to 4; those far below their group's largest lose more.
+BOUNDS = {"bf16": 4e-3, "fp8": 4e-2}
+# Of the whole model: blocks of some hundred values have their rounding averaged out less.
+COSINES = {"bf16": 1e-3, "fp8": 1e-2}
+LAYOUTS = (
+    Case("dp 2", dp=2, method="mean", flags=SMALL_BUCKETS),
+    Case("dp 4, 2 slots", dp=4, slots=2, objectives=8, method="mean", flags=OVERLAP),
+    Case("dp 2, 3 slots, recompute", dp=2, slots=3, objectives=6, recompute=1, method="mean"),
+    Case("tp 2, sp", dp=2, tp=2, method="mean", flags=SEQUENCE),
+    Case("pp 2, tied", dp=2, pp=2, micro_batches=2, method="mean", flags=OVERLAP),
+    Case("moe, ep 2", dp=4, ep=2, method="mean", flags=MOE),
+    Case("two instances", dp=4, method="mean", flags=TWO_INSTANCES),
+)
+
+
+def cosines(gramians: torch.Tensor) -> torch.Tensor:
+    """``[B, K, K]``."""
+    norm = gramians.diagonal(dim1=-2, dim2=-1).sqrt()
+    return gramians / (norm[:, :, None] * norm[:, None, :]).clamp(min=1e-300)
+
+
+@pytest.mark.parametrize("wire", ["bf16", "fp8"])
+@pytest.mark.parametrize("case", LAYOUTS, ids=lambda case: case.name)
+def test_error_of_update_and_cosines(pool: RankPool, case: Case, wire: str) -> None:
+    case = dataclasses.replace(case, block="model")
+    exact = pool.run(layout_worker, case.world, case)
+    rounded = pool.run(layout_worker, case.world, dataclasses.replace(case, wire=wire))
+    mine, theirs = whole_update(rounded), whole_update(exact)
+    for name, value in theirs.items():
+        off = float((mine[name] - value).norm() / value.norm().clamp(min=1e-30))
+        assert off < BOUNDS[wire], f"{name}: {off:.1e}"
+    off = float((cosines(rounded[0]["gramians"][0]) - cosines(exact[0]["gramians"][0])).abs().max())
+    assert 0 < off < COSINES[wire]
+    assert rounded[0]["bytes"] < exact[0]["bytes"] or case.recompute
+
+
+@pytest.mark.parametrize("wire", ["bf16", "fp8"])
+def test_the_update_does_not_depend_on_who_computed_what(pool: RankPool, wire: str) -> None:
+    """A rank's own row is rounded like the others."""
+    case = Case("turned", dp=2, slots=2, objectives=4, method="cagrad", flags=SMALL_BUCKETS, wire=wire)
+    here = whole_update(pool.run(layout_worker, 2, case))
+    turned = whole_update(pool.run(layout_worker, 2, dataclasses.replace(case, turn=1)))
+    for name, value in here.items():
+        torch.testing.assert_close(turned[name], value, rtol=1e-5, atol=1e-6 * float(value.norm()), msg=name)
+
+
+@pytest.mark.parametrize("wire", ["bf16", "fp8"])
+def test_a_bad_language_is_seen_through_the_wire(pool: RankPool, wire: str) -> None:
+    case = Case("bad", dp=2, slots=2, objectives=4, method="cagrad", poison=(2,), wire=wire)
+    for bad in (float("nan"), float("inf")):
+        ranks = pool.run(layout_worker, 2, dataclasses.replace(case, poison_with=bad))
+        assert ranks[0]["dropped"] == [False, False, True, False]
+        assert all(torch.isfinite(value).all() for rank in ranks for value in rank["params"].values())
