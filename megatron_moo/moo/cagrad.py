@@ -6,7 +6,8 @@ Liu et al., arXiv 2110.14048.
 
 On unit rows (``x = s o``, ``beta = U g_0 / (c ||g_0||)``) this is the program of ``cone.py``; the support that
 it shows is then solved exactly: with the rows of the support at equal products t, ``||J^T x||`` = 1 is a
-quadratic equation in t. Up to four rows have at most 15 supports: all of them are solved and the best is kept.
+quadratic equation in t. Up to four rows have at most 15 supports: on a CPU all of them are solved, and the best is
+the solution where primal and dual agree.
 
 Degenerate: absent rows are left out. Where ``J^T o = 0`` (0/0: some rows cancel, and no direction of the
 ball serves them) d = g_0, flagged ``undefined``. With g_0 = 0 the ball is a point and d = 0.
@@ -30,6 +31,7 @@ _STEPS = 15
 _ROUNDS = 2
 _FEW = 4
 _TINY = 1e-300
+_PROOF = 1e-13
 
 
 class CAGrad(Method):
@@ -51,39 +53,46 @@ class CAGrad(Method):
         q = torch.where(problem.present, smallest / problem.s, 0.0)
         beta = beta / torch.where(radius > 0, radius, 1.0)
         program = Program(problem.C, beta, q, problem.m, ridge_of(problem))
-        k, rounding = problem.C.shape[-1], 4.0 * (problem.count.unsqueeze(-1) * problem.eps) ** 0.5
-        if k <= _FEW:
-            x = _on_every_support(program, rounding)
+        k = problem.C.shape[-1]
+        if k <= _FEW and program.C.device.type == "cpu":
+            x = _of_few_rows(program)
         else:
             x = _on_the_support(program, *solve_cone(program, _STEPS + k // 4))
         n = dot(x, mv(problem.C, x)).clamp(min=0.0).sqrt()
         # Below the rounding of G the rows of x cancel, and the direction of their sum is noise.
-        cancels = n <= rounding * x.sum(-1, keepdim=True)
+        cancels = n <= 4.0 * (problem.count.unsqueeze(-1) * problem.eps) ** 0.5 * x.sum(-1, keepdim=True)
         problem.flags["undefined"] = (cancels & (radius > 0)).squeeze(-1) & problem.present.any(-1)
         share = torch.where(cancels, 0.0, radius / torch.where(cancels, 1.0, n))
         return problem.u + share * x / problem.s
 
 
-def _on_every_support(program: Program, rounding: Tensor) -> Tensor:
-    """Solve exactly on every support and keep what serves the worst row best, ``[B, K]``.
+def _of_few_rows(program: Program) -> Tensor:
+    """x ``[B, K]`` by solving exactly on every support; by interior points where no support has proof (CPU only)."""
+    x, proven = _on_every_support(program)
+    if not bool(proven.all()):
+        left = Program(
+            *(part[~proven] for part in (program.C, program.beta, program.q, program.m)), program.ridge
+        )
+        x[~proven] = _on_the_support(left, *solve_cone(left, _STEPS))
+    return x
 
-    Where the dual's best rows cancel (norm below ``rounding [B, 1]`` times their sum) they are returned.
-    """
+
+def _on_every_support(program: Program) -> tuple[Tensor, Tensor]:
+    """x ``[B, K]`` of the support that serves the worst row best, and whether the dual proves it, ``[B]``."""
     k, device = program.C.shape[-1], program.C.device
     patterns = torch.arange(1, 2**k, device=device).unsqueeze(-1) >> torch.arange(k, device=device)
     n = len(patterns)
     C, beta, q, m = (part.repeat_interleave(n, 0) for part in (program.C, program.beta, program.q, program.m))
     each = Program(C, beta, q, m, program.ridge)
-    support = (patterns & 1).to(each.m.dtype).repeat(program.C.shape[0], 1) * each.m
-    x = _exact(each, support)[0].clamp(min=0.0).nan_to_num(0.0, 0.0, 0.0)
-    x = x / dot(each.q, x).clamp(min=_TINY)
-    norm = dot(x, mv(each.C, x)).clamp(min=0.0).sqrt()
-    cancels = norm <= rounding.repeat_interleave(n, 0) * x.sum(-1, keepdim=True)
-    dual = torch.where(x.sum(-1, keepdim=True) > 0, dot(each.beta, x) + norm, torch.inf).view(-1, n)
-    worst = torch.where(cancels, -torch.inf, _worst_product(each, x)).view(-1, n)
-    least = dual.argmin(-1, keepdim=True)
-    best = torch.where(cancels.view(-1, n).gather(1, least), least, worst.argmax(-1, keepdim=True))
-    return x.view(-1, n, k).gather(1, best.unsqueeze(-1).expand(-1, 1, k)).squeeze(1)
+    x = _exact(each, (patterns & 1).to(m.dtype).repeat(program.C.shape[0], 1) * m)[0]
+    x = x.clamp(min=0.0).nan_to_num(0.0, 0.0, 0.0)
+    x = x / dot(q, x).clamp(min=_TINY)
+    dual = dot(beta, x) + dot(x, mv(C, x)).clamp(min=0.0).sqrt()
+    worst = _worst_product(each, x).view(-1, n)
+    best = worst.argmax(-1, keepdim=True)
+    gap = (dual.view(-1, n).gather(1, best) - worst.gather(1, best)).squeeze(1)
+    chosen = x.view(-1, n, k).gather(1, best.unsqueeze(-1).expand(-1, 1, k)).squeeze(1)
+    return chosen, gap <= _PROOF * dual.view(-1, n).gather(1, best).squeeze(1).abs().clamp(min=1.0)
 
 
 def _on_the_support(program: Program, x: Tensor, y: Tensor) -> Tensor:
