@@ -6,8 +6,7 @@ Liu et al., arXiv 2110.14048.
 
 On unit rows (``x = s o``, ``beta = U g_0 / (c ||g_0||)``) this is the program of ``cone.py``; the support that
 it shows is then solved exactly: with the rows of the support at equal products t, ``||J^T x||`` = 1 is a
-quadratic equation in t. Up to four rows have at most 15 supports: on a CPU all of them are solved, and the best is
-the solution where primal and dual agree.
+quadratic equation in t. Two rows need no search for it.
 
 Degenerate: absent rows are left out. Where ``J^T o = 0`` (0/0: some rows cancel, and no direction of the
 ball serves them) d = g_0, flagged ``undefined``. With g_0 = 0 the ball is a point and d = 0.
@@ -29,9 +28,6 @@ from .problem import Problem
 
 _STEPS = 15
 _ROUNDS = 2
-_FEW = 4
-_TINY = 1e-300
-_PROOF = 1e-13
 
 
 class CAGrad(Method):
@@ -54,10 +50,8 @@ class CAGrad(Method):
         beta = beta / torch.where(radius > 0, radius, 1.0)
         program = Program(problem.C, beta, q, problem.m, ridge_of(problem))
         k = problem.C.shape[-1]
-        if k <= _FEW and program.C.device.type == "cpu":
-            x = _of_few_rows(program)
-        else:
-            x = _on_the_support(program, *solve_cone(program, _STEPS + k // 4))
+        x, y = _start_of_two(program) if k == 2 else solve_cone(program, _STEPS + k // 4)
+        x = _on_the_support(program, x, y)
         n = dot(x, mv(problem.C, x)).clamp(min=0.0).sqrt()
         # Below the rounding of G the rows of x cancel, and the direction of their sum is noise.
         cancels = n <= 4.0 * (problem.count.unsqueeze(-1) * problem.eps) ** 0.5 * x.sum(-1, keepdim=True)
@@ -66,33 +60,10 @@ class CAGrad(Method):
         return problem.u + share * x / problem.s
 
 
-def _of_few_rows(program: Program) -> Tensor:
-    """x ``[B, K]`` by solving exactly on every support; by interior points where no support has proof (CPU only)."""
-    x, proven = _on_every_support(program)
-    if not bool(proven.all()):
-        left = Program(
-            *(part[~proven] for part in (program.C, program.beta, program.q, program.m)), program.ridge
-        )
-        x[~proven] = _on_the_support(left, *solve_cone(left, _STEPS))
-    return x
-
-
-def _on_every_support(program: Program) -> tuple[Tensor, Tensor]:
-    """x ``[B, K]`` of the support that serves the worst row best, and whether the dual proves it, ``[B]``."""
-    k, device = program.C.shape[-1], program.C.device
-    patterns = torch.arange(1, 2**k, device=device).unsqueeze(-1) >> torch.arange(k, device=device)
-    n = len(patterns)
-    C, beta, q, m = (part.repeat_interleave(n, 0) for part in (program.C, program.beta, program.q, program.m))
-    each = Program(C, beta, q, m, program.ridge)
-    x = _exact(each, (patterns & 1).to(m.dtype).repeat(program.C.shape[0], 1) * m)[0]
-    x = x.clamp(min=0.0).nan_to_num(0.0, 0.0, 0.0)
-    x = x / dot(q, x).clamp(min=_TINY)
-    dual = dot(beta, x) + dot(x, mv(C, x)).clamp(min=0.0).sqrt()
-    worst = _worst_product(each, x).view(-1, n)
-    best = worst.argmax(-1, keepdim=True)
-    gap = (dual.view(-1, n).gather(1, best) - worst.gather(1, best)).squeeze(1)
-    chosen = x.view(-1, n, k).gather(1, best.unsqueeze(-1).expand(-1, 1, k)).squeeze(1)
-    return chosen, gap <= _PROOF * dual.view(-1, n).gather(1, best).squeeze(1).abs().clamp(min=1.0)
+def _start_of_two(program: Program) -> tuple[Tensor, Tensor]:
+    """A pair of rows has three supports: both, then what is left after a wrong sign. No search is needed."""
+    x = program.m / (program.q + (1.0 - program.m))
+    return x, torch.zeros_like(x)
 
 
 def _on_the_support(program: Program, x: Tensor, y: Tensor) -> Tensor:
