@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import io
 import json
+import math
 import os
 import shutil
 import warnings
@@ -25,6 +26,7 @@ from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter, S
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
+from megatron_moo.convert.ahead import Ahead
 from megatron_moo.errors import MooError
 
 # What a finished conversion has, in either direction.
@@ -52,6 +54,10 @@ class Chunk:
     make: Callable[[], Tensor]
 
     @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
     def offsets(self) -> torch.Size:
         return torch.Size((*self.place, *(0 for _ in self.shape)))
 
@@ -63,9 +69,16 @@ class Chunk:
 class _Planner(DefaultSavePlanner):
     """A plan over chunks that do not exist yet, and objects that do."""
 
-    def __init__(self, chunks: list[Chunk], objects: dict[str, Any], done: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        chunks: list[Chunk],
+        parts: Ahead[Tensor],
+        objects: dict[str, Any],
+        done: Callable[[int], None],
+    ) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
         self.chunks = {(chunk.key, chunk.offsets): chunk for chunk in chunks}
+        self.parts, self.order = parts, {key: i for i, key in enumerate(self.chunks)}
         self.objects, self.done = objects, done
         self.failure: BaseException | None = None
 
@@ -81,9 +94,10 @@ class _Planner(DefaultSavePlanner):
             data = io.BytesIO()
             torch.save([self.objects[index.fqn]], data)
             return data
-        chunk = self.chunks[index.fqn, torch.Size(index.offset or ())]
+        place = (index.fqn, torch.Size(index.offset or ()))
+        chunk = self.chunks[place]
         try:
-            tensor = chunk.make()
+            tensor = self.parts.get(self.order[place])
         except BaseException as error:
             self.failure = error
             raise
@@ -121,8 +135,9 @@ def write_checkpoint(
     """
     folder.mkdir(parents=True)
     writer = FileSystemWriter(str(folder), single_file_per_rank=True, thread_count=1, sync_files=True)
-    planner = _Planner(chunks, objects, done)
-    with warnings.catch_warnings():
+    parts = Ahead([chunk.make for chunk in chunks], [chunk.bytes for chunk in chunks])
+    planner = _Planner(chunks, parts, objects, done)
+    with warnings.catch_warnings(), parts:
         # torch says that it writes from one process, which is what was asked for.
         warnings.simplefilter("ignore", UserWarning)
         try:

@@ -93,7 +93,7 @@ def import_checkpoint(
     source = open_source(folder, ignore, allow_pickle)
     side_files(folder)
     chunks = [chunk for rule in source.model.rules for chunk in _chunks(source, rule)]
-    total = sum(_size(chunk) for chunk in chunks)
+    total = sum(chunk.bytes for chunk in chunks)
     with new_folder(target, overwrite, folder) as hidden:
         _check_space(hidden, total)
         with progress(total, "import") as done:
@@ -204,10 +204,3 @@ def _check_space(folder: Path, need: int) -> None:
         raise MooError(
             f"{need:,} bytes are needed and {free:,} are free", str(folder.parent), "choose another disk"
         )
-
-
-def _size(chunk: Chunk) -> int:
-    count = chunk.dtype.itemsize
-    for size in chunk.shape:
-        count *= size
-    return count

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megatron_moo.convert.ahead import Ahead
 from megatron_moo.convert.safe import INDEX, NAMES, SINGLE
 from megatron_moo.errors import MooError
 
@@ -91,16 +92,17 @@ def _write_shard(path: Path, groups: list[Group], done: Callable[[int], None]) -
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for group in groups:
-            for data in _bytes(group):
-                file.write(data)
-                done(len(data))
+        with Ahead([group.make for group in groups], [sum(group.bytes) for group in groups]) as parts:
+            for i, group in enumerate(groups):
+                for data in _bytes(group, parts.get(i)):
+                    file.write(data)
+                    done(len(data))
         file.flush()
         os.fsync(file.fileno())
 
 
-def _bytes(group: Group) -> Iterator[memoryview]:
-    for name, shape, tensor in zip(group.names, group.shapes, group.make(), strict=True):
+def _bytes(group: Group, made: list[Tensor]) -> Iterator[memoryview]:
+    for name, shape, tensor in zip(group.names, group.shapes, made, strict=True):
         if tuple(tensor.shape) != shape or tensor.dtype != group.dtype:
             raise MooError(
                 f"tensor {name!r} became {list(tensor.shape)} {tensor.dtype}, planned {list(shape)} {group.dtype}"

@@ -62,7 +62,9 @@ def start(flags: dict[str, Any]) -> Any:
     return args
 
 
-def logits_worker(rank: int, world: int, folder: Path, tp: int, pp: int, ids: list[int], **more: Any) -> Any:
+def logits_worker(
+    rank: int, world: int, folder: Path, tp: int, pp: int, ids: list[int], cp: int = 1, **more: Any
+) -> Any:
     """Logits ``[s, vocab]`` of the last stage at a layout, padding included; None elsewhere."""
     from megatron.core import parallel_state as ps
     from megatron.core.enums import ModelType
@@ -71,17 +73,35 @@ def logits_worker(rank: int, world: int, folder: Path, tp: int, pp: int, ids: li
 
     from megatron_moo.models.gpt import build_model
 
-    args = start(flags_of(folder, tp, pp, world, **more))
+    args = start(flags_of(folder, tp, pp, world, **{"context-parallel-size": cp}, **more))
     model = get_model(partial(build_model, args), ModelType.encoder_or_decoder, wrap_with_ddp=False)
     load_checkpoint(model, None, None)
     for chunk in model:
         chunk.eval()
-    out = forward(model, torch.tensor([ids]))
+    out = _part_of_sequence(model[0], ids, cp) if cp > 1 else forward(model, torch.tensor([ids]))
     if not ps.is_pipeline_last_stage():
         return None
     parts = [torch.empty_like(out) for _ in range(tp)]
     dist.all_gather(parts, out.contiguous(), group=ps.get_tensor_model_parallel_group())
     return torch.cat(parts, -1)[0].float()
+
+
+def _part_of_sequence(model: Any, ids: list[int], cp: int) -> torch.Tensor:
+    """Logits ``[1, s, vocab / tp]`` of the whole sequence, each context-parallel rank computing its two pieces."""
+    from megatron.core import parallel_state as ps
+
+    from megatron_moo.models.modules.attention import zigzag_positions
+
+    places = zigzag_positions(len(ids), cp, torch.device("cpu"))
+    mine = places[ps.get_context_parallel_rank()]
+    with torch.no_grad():
+        out = model(torch.tensor([ids])[:, mine], mine[None], None)
+    parts = [torch.empty_like(out) for _ in range(cp)]
+    dist.all_gather(parts, out.contiguous(), group=ps.get_context_parallel_group())
+    whole = torch.empty(1, len(ids), out.shape[-1], dtype=out.dtype)
+    for place, part in zip(places, parts, strict=True):
+        whole[:, place] = part
+    return whole
 
 
 def forward(model: list[Any], ids: torch.Tensor, labels: torch.Tensor | None = None) -> Any:

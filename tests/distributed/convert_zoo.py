@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,58 @@ ZOO: tuple[Tiny, ...] = (
 
 def by_name(name: str) -> Tiny:
     return next(tiny for tiny in ZOO if tiny.name == name)
+
+
+# Experts, which alone can be cut by expert-parallelism; and the only attention of Megatron's own, which no
+# context-parallelism cuts (learnt sinks).
+EXPERTS = ("qwen3_moe", "mixtral", "gpt_oss")
+NO_CONTEXT_PARALLEL = ("gpt_oss",)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of a layout."""
+
+    tp: int = 1
+    pp: int = 1
+    cp: int = 1
+    ep: int = 1
+
+    @property
+    def name(self) -> str:
+        return " ".join(f"{k.upper()} {v}" for k, v in vars(self).items() if v > 1) or "one rank"
+
+    @property
+    def ranks(self) -> int:
+        return self.tp * self.pp * self.cp * self.ep
+
+    def fits(self, tiny: Tiny) -> bool:
+        """Whether it makes sense for a family."""
+        return (self.ep == 1 or tiny.family in EXPERTS) and (
+            self.cp == 1 or tiny.family not in NO_CONTEXT_PARALLEL
+        )
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        return {"expert-model-parallel-size": self.ep} if self.ep > 1 else {}
+
+
+# The first in every run of the tests.
+LAYOUTS = (Layout(2, 2), Layout(), Layout(tp=2), Layout(pp=2), Layout(cp=2), Layout(ep=2))
+
+
+def opposite(tiny: Tiny) -> Tiny:
+    """The same with tied embeddings untied or the other way round, and a vocabulary padded or not likewise."""
+    import transformers
+
+    tied = tiny.values.get("tie_word_embeddings")
+    tied = getattr(transformers, tiny.config_class)().tie_word_embeddings if tied is None else tied
+    padded = tiny.values.get("vocab_size", SIZES["vocab_size"]) % 128 != 0
+    name = f"{tiny.name}: {'untied' if tied else 'tied'}, {'not padded' if padded else 'padded'}"
+    return replace(
+        tiny, name=name,
+        values={**tiny.values, "tie_word_embeddings": not tied, "vocab_size": 128 if padded else 101},
+    )  # fmt: skip
 
 
 def make(tiny: Tiny, folder: Path) -> Any:

@@ -12,42 +12,38 @@ from safetensors.torch import load_file
 
 from megatron_moo.convert.exporter import export_checkpoint
 from megatron_moo.convert.importer import import_checkpoint
-from tests.distributed.convert_ranks import batches, held_out, logits_worker, train_worker
-from tests.distributed.convert_zoo import ZOO, Tiny, make, tokens
+from tests.distributed.convert_logits import compare_logits
+from tests.distributed.convert_ranks import batches, held_out, train_worker
+from tests.distributed.convert_zoo import LAYOUTS, ZOO, Layout, Tiny, by_name, make, opposite
 from tests.pool import RankPool
 
-# (tensor-parallel, pipeline-parallel) sizes; the first in every run of the tests.
-LAYOUTS = ((2, 2), (1, 1), (2, 1), (1, 2))
 CASES = [
     pytest.param(
         tiny,
         layout,
-        id=f"{tiny.name}, tp{layout[0]}-pp{layout[1]}",
-        marks=[] if layout == LAYOUTS[0] else [pytest.mark.slow],
+        id=f"{tiny.name}, {layout.name}",
+        marks=[] if layout == LAYOUTS[0] and tiny in ZOO else [pytest.mark.slow],
     )
-    for tiny in ZOO
+    for tiny in (*ZOO, *map(opposite, ZOO))
     for layout in LAYOUTS
+    if layout.fits(tiny)
 ]
 
 
 @pytest.mark.parametrize(("tiny", "layout"), CASES)
-def test_logits_equal_transformers(
-    pool: RankPool, tmp_path: Path, tiny: Tiny, layout: tuple[int, int]
-) -> None:
-    tp, pp = layout
-    reference = make(tiny, tmp_path / "hf")
-    import_checkpoint(tmp_path / "hf", tmp_path / "megatron")
-    ids = tokens()
-    with torch.no_grad():
-        wanted = reference(torch.tensor([ids])).logits[0]
-
-    found = pool.run(logits_worker, tp * pp, tmp_path / "megatron", tp, pp, ids)[-1]
-
-    vocab = reference.config.vocab_size
-    assert (found[:, :vocab] - wanted).abs().max() <= 1e-5
+def test_logits_equal_transformers(pool: RankPool, tmp_path: Path, tiny: Tiny, layout: Layout) -> None:
+    found = compare_logits(pool, tmp_path, tiny, layout)
+    assert found.gap <= 1e-5
     # Rows that only pad the vocabulary get no probability.
-    assert torch.all(found[:, vocab:].softmax(-1).isfinite())
-    assert torch.all(found.softmax(-1)[:, vocab:] == 0)
+    assert found.padding_is_silent
+
+
+# Loaded in every run of the tests: a layer with a window and two ropes, cut along the sequence; and cut experts.
+@pytest.mark.parametrize(("name", "layout"), [("gemma3", Layout(cp=2)), ("qwen3_moe", Layout(ep=2))])
+def test_logits_of_a_cut_sequence_and_of_cut_experts(
+    pool: RankPool, tmp_path: Path, name: str, layout: Layout
+) -> None:
+    assert compare_logits(pool, tmp_path, by_name(name), layout).gap <= 1e-5
 
 
 @pytest.mark.parametrize("tiny", ZOO, ids=lambda tiny: tiny.name)
