@@ -85,7 +85,7 @@ class AmortisedStep(MooStep):
         if self._counts_ahead:
             for slot, row in enumerate(amounts):
                 ahead[self._assignment[slot][self._lane]] += sum(row)
-        dist.all_reduce(ahead)
+        dist.all_reduce(ahead, group=self._world)
         per = torch.where(ahead > 0, 1.0 / ahead.clamp(min=1e-300), 0.0)
         assert self._cached is not None
         self._coefficients = self._cached * per

@@ -309,6 +309,7 @@ class Seam:
             and ps.is_pipeline_first_stage(ignore_virtual=True),
             tp_group=ps.get_tensor_model_parallel_group(),
             embd_group=ps.get_embedding_group(check_initialized=False),
+            world=torch.distributed.new_group(),
         )
 
 

@@ -103,6 +103,7 @@ class MooStep:
         self.scale_of: Callable[[BucketPlan], torch.Tensor] | None = None
         self._tp_group: Any = None
         self._embd_group: Any = None
+        self._world: Any = None
         self._lane = 0
         self._members = ""
         self._drops = 0
@@ -124,6 +125,7 @@ class MooStep:
         counts_ahead: bool = True,
         tp_group: Any = None,
         embd_group: Any = None,
+        world: Any = None,
     ) -> None:
         """Say which buckets this rank holds.
 
@@ -136,6 +138,7 @@ class MooStep:
                 context-parallel rank).
             counts_ahead: whether it reports the tokens of its batches (one rank per data-parallel rank).
             tp_group, embd_group: where copies of partial rows are summed.
+            world: all ranks, in a communicator of its own: the reduction must not queue behind Megatron's.
         """
         self.plans, self.block_names, self._lane = plans, tuple(block_names), lane
         if self._members not in ("", members):
@@ -147,6 +150,7 @@ class MooStep:
         self._members = members
         self._counts_ahead = counts_ahead
         self._counts_tokens, self._tp_group, self._embd_group = counts_tokens, tp_group, embd_group
+        self._world = world
 
     def cost(self) -> dict[str, int]:
         """Passes of a step that solves, and bytes of rows that this rank keeps between them."""
@@ -372,11 +376,10 @@ class MooStep:
                 out = plan.own[segment.start : segment.end]
                 combine(self._columns(plan, segment), coefficients[segment.block, members], out, masked)
 
-    @staticmethod
-    def _reduced(parts: list[torch.Tensor]) -> list[torch.Tensor]:
+    def _reduced(self, parts: list[torch.Tensor]) -> list[torch.Tensor]:
         """Sum over all ranks, in one collective."""
         flat = torch.cat([part.flatten().double() for part in parts])
-        dist.all_reduce(flat)
+        dist.all_reduce(flat, group=self._world)
         pieces = flat.split([part.numel() for part in parts])
         return [piece.view_as(part) for piece, part in zip(pieces, parts, strict=True)]
 

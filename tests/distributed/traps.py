@@ -38,10 +38,10 @@ def forget_to_reduce_gramians() -> None:
     """Every rank solves with the Gramian of its own shard."""
     stock = step.MooStep._reduced
 
-    def local(parts: list) -> list:
-        return [parts[0], *stock(parts[1:])]
+    def local(self: Any, parts: list) -> list:
+        return [parts[0], *stock(self, parts[1:])]
 
-    step.MooStep._reduced = staticmethod(local)  # type: ignore[method-assign]
+    step.MooStep._reduced = local  # type: ignore[method-assign]
 
 
 def forget_expert_peers() -> None:
