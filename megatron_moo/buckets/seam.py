@@ -318,11 +318,16 @@ def skip_when_all_dropped(optimizer: Any, step: MooStep) -> None:
     take = optimizer.step
 
     def maybe_step() -> tuple:
-        if step.last is not None and bool(step.last.dropped.all()):
+        if step.last is not None and nothing_left(step.last.dropped, step.last.counts):
             return False, None, None
         return take()
 
     optimizer.step = maybe_step
+
+
+def nothing_left(dropped: torch.Tensor, counts: torch.Tensor) -> bool:
+    """Whether every objective that the step computed (``counts [K]`` above 0) is among the ``dropped [K]``."""
+    return bool(dropped.any()) and bool(dropped[counts > 0].all())
 
 
 def adam_scale(optimizer: Any, plan: BucketPlan) -> torch.Tensor:

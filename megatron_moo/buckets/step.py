@@ -153,14 +153,15 @@ class MooStep:
         self._world = world
 
     def cost(self) -> dict[str, int]:
-        """Passes of a step that solves, and bytes of rows that this rank keeps between them."""
+        """Passes of a step that solves, and bytes of gradients that this rank keeps between them.
+
+        They are rows, or the fp32 sum of scaled gradients in the last passes of ``--moo-recompute``.
+        """
         passes = plan_passes(self.config.slots, self.config.recompute)
-        kept = max(len(now.held) for now in passes)
-        size = 2 if self.config.row_dtype == "bf16" else 4
-        return {
-            "passes": len(passes),
-            "kept_bytes": kept * size * sum(plan.grad.numel() for plan in self.plans),
-        }
+        kept = max(len(now.held) for now in passes) * (2 if self.config.row_dtype == "bf16" else 4)
+        summed = 4 if passes[-1].scaled else 0
+        values = sum(plan.grad.numel() for plan in self.plans)
+        return {"passes": len(passes), "kept_bytes": max(kept, summed) * values}
 
     def begin(self, step: int) -> None:
         """Start a step."""

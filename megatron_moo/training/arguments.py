@@ -132,11 +132,20 @@ def moo_config(args: Any, objectives: int) -> MooConfig:
         raise MooError(str(error), "--moo-option", "see docs/methods.md") from None
     if args.moo_mixed:
         return mixed_config(args)
+    slots = slot_count(args.moo_slots, objectives, lane_count(args))
+    places = slots * lane_count(args)
+    if args.moo_every > 1 and (args.moo_presence == "law" or places < objectives):
+        raise MooError(
+            "weights of a solve serve later steps, but here an objective can be absent from a step "
+            f"({objectives} objectives, {places} places, --moo-presence {args.moo_presence})",
+            "--moo-every",
+            "use --moo-presence present and --moo-slots auto, or remove it",
+        )
     return MooConfig(
         method=args.moo_method,
         options=options,
         block=args.moo_block,
-        slots=slot_count(args.moo_slots, objectives, lane_count(args)),
+        slots=slots,
         rescale=args.moo_rescale,
         row_dtype=args.moo_rows,
         seed=args.seed,

@@ -117,11 +117,23 @@ TABLE: tuple[Row, ...] = (
         lambda args: bool(args.moo_recompute) and args.moe_router_enable_expert_bias,
     ),
     Row(
+        "a global auxiliary loss under repeated passes",
+        "--moo-recompute --moe-router-load-balancing-type global_aux_loss --moe-aux-loss-coeff 0.01",
+        "it adds up over the passes of a step, so that a repeated pass has another gradient",
+        lambda args: (
+            bool(args.moo_recompute) and "global_aux_loss" in _balancing(args) and _coefficient(args) > 0
+        ),
+    ),
+    Row(
         "auxiliary losses of experts",
         "--moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 0.01",
-        "on language-homogeneous micro-batches they push every language over all experts; prefer "
-        "--moe-router-enable-expert-bias or global_aux_loss",
-        lambda args: bool(args.num_experts) and "aux_loss" in _balancing(args) and _coefficient(args) > 0,
+        "on language-homogeneous micro-batches they push every language over all experts (global_aux_loss adds up "
+        "over the passes of a step, so that it also depends on their order); prefer --moe-router-enable-expert-bias",
+        lambda args: (
+            bool(args.num_experts)
+            and any("aux_loss" in kind for kind in _balancing(args))
+            and _coefficient(args) > 0
+        ),
         warn=True,
     ),
 )

@@ -5,8 +5,13 @@ from __future__ import annotations
 from itertools import combinations_with_replacement
 
 import pytest
+import torch
 
+from megatron_moo.buckets.blocks import BucketPlan
+from megatron_moo.buckets.config import MooConfig
 from megatron_moo.buckets.passes import plan_passes, scaled_passes
+from megatron_moo.buckets.seam import nothing_left
+from megatron_moo.buckets.step import MooStep
 
 
 @pytest.mark.parametrize("slots", range(1, 9))
@@ -54,3 +59,24 @@ def test_passes_under_cached_weights() -> None:
         (1, True, True, False),
         (2, True, True, True),
     ]
+
+
+@pytest.mark.parametrize(
+    ("slots", "recompute", "rows", "cost"),
+    [(1, 0, "fp32", (1, 0)), (4, 0, "fp32", (4, 12)), (4, 0, "bf16", (4, 6)), (4, 1, "fp32", (13, 4)),
+     (4, 1, "bf16", (13, 4)), (4, 3, "bf16", (4, 6))],
+)  # fmt: skip
+def test_the_cost_that_is_announced(slots: int, recompute: int, rows: str, cost: tuple[int, int]) -> None:
+    """Bytes a value: the rows kept, or the fp32 sum of scaled gradients where that is more."""
+    config = MooConfig("mean", slots=slots, recompute=recompute, row_dtype=rows)
+    step = MooStep(config, lambda *args, **kw: torch.zeros(0), ["a", "b"], None)  # type: ignore[arg-type]
+    step.plans = [BucketPlan("bucket", torch.zeros(1000), 0, (0, 1), ())]
+    assert step.cost() == {"passes": cost[0], "kept_bytes": cost[1] * 1000}
+
+
+def test_nothing_is_left_when_all_that_was_there_is_bad() -> None:
+    """Objectives that the step did not compute are no reason to go on."""
+    counts = torch.tensor([5.0, 5.0, 0.0, 0.0])
+    assert nothing_left(torch.tensor([True, True, False, False]), counts)
+    assert not nothing_left(torch.tensor([True, False, False, False]), counts)
+    assert not nothing_left(torch.zeros(4, dtype=torch.bool), torch.zeros(4)), "mixed batches count nothing"

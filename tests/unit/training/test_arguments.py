@@ -59,6 +59,13 @@ def test_lane_count(world: int, sizes: dict[str, int], lanes: int) -> None:
     assert lane_count(parsed(world=world, **sizes)) == lanes
 
 
+def test_cached_weights_need_every_objective_in_every_step() -> None:
+    for flags in (("--moo-every", "2", "--moo-slots", "1"), ("--moo-every", "2", "--moo-presence", "law")):
+        with pytest.raises(MooError, match="absent from a step"):
+            moo_config(parsed(*flags), 4)
+    assert moo_config(parsed("--moo-every", "2"), 4).every == 2
+
+
 def test_not_enough_ranks() -> None:
     with pytest.raises(MooError, match=r"--nproc: 2 ranks do not divide .* use a multiple of 4 ranks"):
         lane_count(parsed(world=2, tensor_model_parallel_size=2, pipeline_model_parallel_size=2))
