@@ -40,7 +40,8 @@ def law_shares(
     elif spec.law == "proportional":
         raw = {tag: float(size) for tag, size in sizes.items()}
     elif spec.law == "temperature":
-        raw = {tag: float(size) ** (1.0 / spec.temperature) for tag, size in sizes.items()}
+        largest = max(sizes.values())  # taken out: a power of a count may be beyond any float
+        raw = {tag: (size / largest) ** (1.0 / spec.temperature) for tag, size in sizes.items()}
     elif spec.law == "unimax":
         raw = unimax(sizes, _budget(spec, budget), spec.epochs)
     else:

@@ -227,6 +227,16 @@ class _Reader:
         return tuple(found)
 
     def _expand(self, name: str, where: str, tag: str) -> list[Path]:
+        try:
+            return self._found(name, where, tag)
+        except (OSError, RuntimeError, ValueError) as error:  # a name too long, an unknown ~user, a NUL
+            raise MooError(
+                f"{tag}: {name[:80]!r} is no usable path ({error.__class__.__name__})",
+                where,
+                "check the path",
+            ) from error
+
+    def _found(self, name: str, where: str, tag: str) -> list[Path]:
         path = self.file.parent / Path(name).expanduser()
         if glob.has_magic(name):
             matches = [Path(p) for p in sorted(glob.glob(str(path)))]

@@ -115,9 +115,14 @@ class EarlyStopping:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resume needs."""
-        return {"watch": self.watch, "best": self.best, "waited": self.waited}
+        return {
+            "watch": self.watch,
+            "best": self.best,
+            "waited": self.waited,
+            "tags": list(self.tags or ()),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue counting; what another number reached counts for nothing."""
-        if state["watch"] == self.watch:
+        """Continue counting; what another number reached, or this one over other languages, counts for nothing."""
+        if state["watch"] == self.watch and state.get("tags") == list(self.tags or ()):
             self.best, self.waited = float(state["best"]), int(state["waited"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -27,15 +28,16 @@ def load_yaml_with_lines(path: FilePath) -> tuple[Any, Lines]:
         ) from error
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        lines: Lines = {(): 1}
+        return (_convert(node, (), lines, path) if node is not None else None), lines
+    except RecursionError:
+        raise MooError("is nested without end", str(path), "repair it") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
         raise MooError(
             f"is not YAML: {getattr(error, 'problem', error)}", f"{path}{line}", "repair it"
         ) from error
-    lines: Lines = {(): 1}
-    data = _convert(node, (), lines, path) if node is not None else None
-    return data, lines
 
 
 def line_of(lines: Lines, path: Path) -> int:
@@ -63,12 +65,19 @@ def _convert(node: yaml.Node, at: Path, lines: Lines, file: FilePath) -> Any:
         return result
     if isinstance(node, yaml.SequenceNode):
         return [_convert(child, (*at, i), lines, file) for i, child in enumerate(node.value)]
-    return _scalar(node)
+    return _scalar(node, file)
 
 
-def _scalar(node: yaml.Node) -> Any:
+def _scalar(node: yaml.Node, file: FilePath) -> Any:
+    where = f"{file}:{node.start_mark.line + 1}"
     loader = yaml.SafeLoader("")
     try:
-        return loader.construct_object(node, deep=True)
+        value = loader.construct_object(node, deep=True)
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        problem = getattr(error, "problem", None) or error
+        raise MooError(f"{node.value!r} is not a value ({problem})", where, "repair or quote it") from error
     finally:
         loader.dispose()
+    if isinstance(value, float) and not math.isfinite(value):
+        raise MooError(f"{node.value!r} is not a finite number", where, "give a number")
+    return value

@@ -71,7 +71,12 @@ class Evaluation:
         if watched is None or not watched.exhausted:
             return False
         self.metrics.event(
-            "stopped", step=step, watch=watched.watch, patience=watched.patience, best=watched.best
+            "stopped",
+            step=step,
+            watch=watched.watch,
+            patience=watched.patience,
+            best=watched.best,
+            tags=[*self.seen, *self.unseen],
         )
         return True
 

@@ -82,8 +82,12 @@ def _stopped_like(plan: RunPlan) -> bool:
     """Whether the run was ended by the early stopping that this plan asks for too."""
     if (event := _stopped(plan)) is None or "moo-early-stop" not in plan.flags:
         return False
-    asked = (str(plan.flags["moo-early-stop"]), int(plan.flags["moo-patience"]))
-    return asked == (event.fields.get("watch"), event.fields.get("patience"))
+    from megatron_moo.data import load_manifest
+
+    manifest = load_manifest(plan.flags["languages"])
+    tags = [*manifest.languages, *manifest.unseen]
+    asked = (str(plan.flags["moo-early-stop"]), int(plan.flags["moo-patience"]), tags)
+    return asked == tuple(event.fields.get(name) for name in ("watch", "patience", "tags"))
 
 
 def _stopped_line(plan: RunPlan) -> str:

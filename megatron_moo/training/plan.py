@@ -121,7 +121,11 @@ def plan_run(recipe: Recipe, runs: Path, progress: Callable[[str], None]) -> Run
     values |= {"eval-iters": 1, "eval-micro-batch-size": args.micro_batch_size}
     values["eval-global-batch-size"] = len(feed.valid(0, dp)) * dp * args.micro_batch_size
     places = 0 if args.moo_mixed else lanes * config.slots
-    _claim(run_dir, recipe, values, before, places)
+    law = feed.schedule.fingerprint()
+    _check_tokenizer(run_dir, corpus, before)
+    _claim(
+        run_dir, recipe, values, before, {"places": places, "law": law, "tokenizer": corpus.tokenizer_hash}
+    )
     how = f"{len(manifest.objectives)} objectives on {_counted(lanes, 'lane')} x {config.slots} slots; "
     how += f"{config.method} per {config.block}"
     if args.moo_mixed:
@@ -130,8 +134,23 @@ def plan_run(recipe: Recipe, runs: Path, progress: Callable[[str], None]) -> Run
         f"{len(manifest.languages)} languages, {how}; {_counted(world, 'rank')} on "
         f"{'GPU' if platform.has_gpu() else 'CPU'}"
     )
-    notes = [*_place_notes(feed, int(before.get("places", 0)), places), *feed.notes]
+    notes = _place_notes(feed, int(before.get("places", 0)), places)
+    if before.get("places") == places and before.get("law", law) != law:
+        notes.append("other shares than the run had: the sampling law begins anew, samples go on")
+    notes += feed.notes
     return RunPlan(run_dir, values, world, int(args.train_iters), summary, notes)
+
+
+def _check_tokenizer(run_dir: Path, corpus: Any, before: dict[str, Any]) -> None:
+    """Refuse to go on with another tokenizer: the model's embeddings would belong to other tokens."""
+    if before.get("tokenizer", corpus.tokenizer_hash) != corpus.tokenizer_hash:
+        raise MooError(
+            f"its run was trained with another tokenizer than {corpus.tokenizer_name} "
+            f"({corpus.tokenizer_hash[:12]}, was {before['tokenizer'][:12]})",
+            str(run_dir),
+            "name the earlier one in the manifest (a SentencePiece model that is trained on the languages changes with "
+            "them: keep its file and give its path), or choose another --run-dir",
+        )
 
 
 def _counted(count: int, noun: str) -> str:
@@ -225,9 +244,9 @@ def _parse(values: dict[str, Any], world: int) -> Any:
 
 
 def _claim(
-    run_dir: Path, recipe: Recipe, values: dict[str, Any], before: dict[str, Any], places: int
+    run_dir: Path, recipe: Recipe, values: dict[str, Any], before: dict[str, Any], facts: dict[str, Any]
 ) -> None:
-    """Write the recipe as run, or refuse a folder that another recipe wrote (``before``)."""
+    """Write the recipe as run with ``facts`` beside it, or refuse a folder that another recipe wrote (``before``)."""
     path = run_dir / "recipe.yaml"
     mine = {key: value for key, value in values.items() if key not in MAY_CHANGE}
     if before:
@@ -248,7 +267,7 @@ def _claim(
     record = {
         "recipe": recipe.path.name,
         "versions": _versions(),
-        "places": places,
+        **facts,
         "flags": dict(sorted(values.items())),
     }
     temporary = path.with_suffix(".tmp")

@@ -31,7 +31,7 @@ NAMED = {
         "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     ),
 }
-_OPEN, _CLOSE = "\ue0f0", "\ue0f1"
+_OPEN, _CLOSE, _PROBE = "\ue0f0", "\ue0f1", "\ue0f2"
 _MARK = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
 
 
@@ -49,6 +49,7 @@ class ChatTemplate:
 
         self.name = name
         self.marked = _MARK.search(source) is not None
+        self._probed = False
         self._special = special or {}
         try:
             self._template = _environment().from_string(_MARK.sub(_sentinel, source))
@@ -75,12 +76,34 @@ class ChatTemplate:
         """The text and the character spans [start, end) that the assistant wrote.
 
         Raises:
-            MooError: the spans cannot be told, or none was found although there are assistant turns.
+            MooError: the spans cannot be told, enclose what others wrote, or none was found although there are
+                assistant turns.
         """
+        for message in messages:
+            if any(mark in str(message["content"]) for mark in (_OPEN, _CLOSE, _PROBE)):
+                raise MooError(
+                    "a message holds a character from U+E0F0 to U+E0F2, which mark the assistant's text here",
+                    self.name,
+                    "take it out of the data",
+                )
+        if self.marked and not self._probed:
+            self._check_marks(messages)
         text, spans = self._marked(messages) if self.marked else self._by_prefix(messages)
         if not any(end > start for start, end in spans):
             raise MooError("the chat template gives no assistant text", self.name, "use another template")
         return text, spans
+
+    def _check_marks(self, messages: Sequence[Message]) -> None:
+        """Refuse marks that enclose other turns: a mask of all ones must never come silently."""
+        probes = [m if m["role"] == "assistant" else {**m, "content": _PROBE} for m in messages]
+        text, spans = self._marked(probes)
+        if any(_PROBE in text[start:end] for start, end in spans):
+            raise MooError(
+                "the generation marks of the chat template enclose turns that are not the assistant's",
+                self.name,
+                "put {% generation %} around the assistant's text alone",
+            )
+        self._probed = True
 
     def _marked(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
         pieces, spans, length, start = [], [], 0, None

@@ -101,3 +101,24 @@ def test_the_bundled_one_has_14_and_6_languages_with_the_same_articles() -> None
         assert len(language.valid[0].read_text(encoding="utf-8").strip().split("\n\n")) == 5
     for language in manifest.languages.values():
         assert len(language.train[0].read_text(encoding="utf-8").strip().split("\n\n")) == 26
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("byte", "!foo bar", r"languages\.yaml:1: .*is not a value"),
+        ("weight: 2", "weight: 2024-13-45", r":7: .*is not a value"),
+        ("weight: 2", "weight: !!int abc", r":7: .*is not a value"),
+        ("weight: 2", "weight: .nan", r":7: .*not a finite number"),
+        ("preference: 3", "preference: .inf", r":8: .*not a finite number"),
+        ("weight: 2", "weight: &a [*a]", "nested without end"),
+        ("weight: 2", "weight: " + "[" * 5000, "nested without end"),
+        ("[en.txt], valid", "[~nobody-of-that-name/x], valid", r":3: en: .*no usable path|no such file"),
+        ("[en.txt], valid", "[" + "x" * 5000 + "], valid", r":3: en: .*no usable path"),
+    ],
+)  # fmt: skip
+def test_what_yaml_lets_through_is_one_error_with_its_line(
+    folder: Path, old: str, new: str, words: str
+) -> None:
+    with pytest.raises(MooError, match=words):
+        _load(folder, GOOD.replace(old, new, 1))

@@ -93,3 +93,13 @@ def test_early_stopping_watches_what_it_is_told(watch: str, stops: list[bool]) -
         EarlyStopping("xx", tags=["en"])
     with pytest.raises(MooError, match="--moo-patience: 0 validations"):
         EarlyStopping("macro", 0)
+
+
+def test_early_stopping_of_other_languages_counts_anew() -> None:
+    two, three = EarlyStopping("macro", 2, tags=["a", "b"]), EarlyStopping("macro", 2, tags=["a", "b", "c"])
+    two.best, two.waited = 2.0, 1
+    three.load_state_dict(two.state_dict())
+    assert (three.best, three.waited) == (float("inf"), 0)
+    same = EarlyStopping("macro", 2, tags=["a", "b"])
+    same.load_state_dict(two.state_dict())
+    assert (same.best, same.waited) == (2.0, 1)

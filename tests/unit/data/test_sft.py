@@ -295,3 +295,21 @@ def test_pack_documents_fits_and_keeps_everything() -> None:
     assert sorted(int(d) for one in plan for d in one) == list(range(500))
     assert all(sizes[one].sum() <= 128 for one in plan)
     assert len(plan) < 1.08 * sizes.sum() / 128
+
+
+def test_marks_around_the_whole_conversation_are_refused() -> None:
+    from megatron_moo.data.sft.template import NAMED, ChatTemplate
+
+    template = ChatTemplate("{% generation %}" + NAMED["chatml"] + "{% endgeneration %}", "whole")
+    with pytest.raises(MooError, match="enclose turns that are not the assistant's"):
+        template.text_and_spans([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}])
+
+
+def test_marks_in_the_data_are_refused() -> None:
+    from megatron_moo.data.sft.template import NAMED, ChatTemplate
+
+    for name in NAMED:
+        with pytest.raises(MooError, match="U\\+E0F0"):
+            ChatTemplate(NAMED[name], name).text_and_spans(
+                [{"role": "user", "content": "a \ue0f0secret\ue0f1"}, {"role": "assistant", "content": "b"}]
+            )

@@ -15,8 +15,8 @@ from tests.end_to_end.conftest import ROOT, TINY
 UDHR = ROOT / "examples" / "udhr"
 
 
-def _plan(folder: Path, tags: str, *flags: str) -> RunPlan:
-    lines = ["tokenizer: byte", "languages:"]
+def _plan(folder: Path, tags: str, *flags: str, tokenizer: str = "byte") -> RunPlan:
+    lines = [f"tokenizer: {tokenizer}", "languages:"]
     lines += [
         f"  {tag}: {{train: [{UDHR}/train/{tag}.txt], valid: [{UDHR}/valid/{tag}.txt]}}"
         for tag in tags.split()
@@ -36,6 +36,7 @@ def test_a_run_that_goes_on_keeps_its_places_and_its_batch(tmp_path: Path) -> No
     more = _plan(tmp_path, "el ko tr de vi", "--nproc", "2")
     assert (more.flags["moo-slots"], more.flags["global-batch-size"]) == (2, 8)
     assert more.notes[0] == "5 objectives rotate over 4 places a step: not each is in every step"
+    assert more.notes[1] == "other shares than the run had: the sampling law begins anew, samples go on"
     alone = _plan(tmp_path, "el ko tr de vi", "--nproc", "1")
     assert (alone.flags["moo-slots"], alone.flags["global-batch-size"]) == (4, 8)
     fewer = _plan(tmp_path, "el ko tr de vi", "--nproc", "1", "--moo-slots", "2")
@@ -69,3 +70,13 @@ def _bytes(tag: str) -> int:
     """Tokens of a language: its bytes, and an end of document for each paragraph."""
     paragraphs = (UDHR / "train" / f"{tag}.txt").read_text(encoding="utf-8").strip().split("\n\n")
     return sum(len(paragraph.strip().encode()) + 1 for paragraph in paragraphs)
+
+
+@pytest.mark.timeout(60)
+def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    """A SentencePiece model that is trained on the languages is another one when the languages change."""
+    trained = "{type: sentencepiece, train: true, vocab_size: 800}"
+    _plan(tmp_path, "el ko", "--nproc", "2", tokenizer=trained)
+    _plan(tmp_path, "el ko", "--nproc", "2", tokenizer=trained)
+    with pytest.raises(MooError, match="trained with another tokenizer"):
+        _plan(tmp_path, "el ko de", "--nproc", "2", tokenizer=trained)
