@@ -184,10 +184,8 @@ def measure(folder: Path, name: str) -> int:
     total = sum(2 * int(np.prod(size)) for _, size in tensors(shape))
     folder.mkdir(parents=True)
     free = shutil.disk_usage(folder).free
-    if free < 3.2 * total:
-        raise SystemExit(
-            f"{3.2 * total / GB:.0f} GB are needed and {free / GB:.0f} GB are free: take --shape 3b"
-        )
+    if free < 2.2 * total:
+        raise SystemExit(f"{2.2 * total / GB:.0f} GB are needed, {free / GB:.0f} are free: take --shape 3b")
     hf, megatron, back = folder / "hf", folder / "megatron", folder / "back"
     largest = write_model(hf, shape)
     bound = 2 * largest + int(GB)
@@ -199,6 +197,7 @@ def measure(folder: Path, name: str) -> int:
     good = True
     for kind, source, target in (("import", hf, megatron), ("export", megatron, back)):
         took = convert(kind, source, target)
+        shutil.rmtree(source)  # an import is whole without what it was made from; the disk may be short
         ratio = took.seconds / copied.seconds
         good &= took.peak < bound and ratio < 3
         print(

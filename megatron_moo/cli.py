@@ -15,6 +15,7 @@ _ROOMS = (
     "megatron_moo.data.cli",
     "megatron_moo.report.cli",
     "megatron_moo.doctor",
+    "megatron_moo.cluster.cli",
 )
 
 
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     for room in _ROOMS:
         importlib.import_module(room).add_subcommands(subparsers)
     args, rest = parser.parse_known_args(argv)
-    if rest and args.command != "train":
+    if rest and args.command not in ("train", "plan"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.flags = rest
     try:

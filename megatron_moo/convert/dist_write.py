@@ -43,7 +43,7 @@ class Chunk:
         place: index into the leading axes.
         shape: the part's shape without them.
         dtype: its dtype.
-        make: makes the part, contiguous.
+        make: makes the part, contiguous, in memory of its own: it is freed when the part is written.
     """
 
     key: str
@@ -80,6 +80,7 @@ class _Planner(DefaultSavePlanner):
         self.chunks = {(chunk.key, chunk.offsets): chunk for chunk in chunks}
         self.parts, self.order = parts, {key: i for i, key in enumerate(self.chunks)}
         self.objects, self.done = objects, done
+        self.last: Tensor | None = None
         self.failure: BaseException | None = None
 
     def create_local_plan(self) -> SavePlan:
@@ -96,6 +97,7 @@ class _Planner(DefaultSavePlanner):
             return data
         place = (index.fqn, torch.Size(index.offset or ()))
         chunk = self.chunks[place]
+        self._let_go()
         try:
             tensor = self.parts.get(self.order[place])
         except BaseException as error:
@@ -107,7 +109,14 @@ class _Planner(DefaultSavePlanner):
                 f"planned {list(chunk.shape)} {chunk.dtype}"
             )
         self.done(tensor.numel() * tensor.element_size())
+        self.last = tensor
         return tensor.view(chunk.sizes)
+
+    def _let_go(self) -> None:
+        """Free the part that was written: torch's writer keeps the last one of every tensor until it is done."""
+        if self.last is not None and self.last.untyped_storage().resizable():
+            self.last.untyped_storage().resize_(0)
+        self.last = None
 
 
 def _write_item(chunk: Chunk) -> WriteItem:

@@ -96,5 +96,9 @@ def _with_our_modules(spec: Any, config: Any) -> Any:
             attention.core_attention = CoreAttention
         if config.qk_layernorm:
             attention.q_layernorm = attention.k_layernorm = Norm
+        if config.num_moe_experts and config.add_bias_linear:
+            from megatron_moo.models.modules.spec import biased_experts
+
+            biased_experts(parts.mlp)
     spec.layer_norm = Norm
     return spec

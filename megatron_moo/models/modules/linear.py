@@ -35,3 +35,24 @@ class RowParallel(RowParallelLinear):
         if self.factor != 1.0:
             out = out * self.factor
         return out, bias
+
+
+class BiasedExpertRowParallel(RowParallelLinear):
+    """Second linear of an expert that has biases and is not cut over tensor parallelism (GPT-OSS).
+
+    Under sequence parallelism Megatron's own hands its output on as a view of a reduction over one rank, to which its
+    MLP then adds the bias in place: autograd forbids that. And it marks the bias as a partial sum of the
+    tensor-parallel ranks, although an expert's gradients are summed over exactly those ranks as its data-parallel
+    peers.
+    """
+
+    def __init__(self, *args: Any, **kw: Any) -> None:
+        super().__init__(*args, **kw)
+        self.sequence_parallel = False
+        if self.bias is not None:
+            self.bias.sequence_parallel = False
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """``[tokens, in]`` to ``[tokens, out]`` and the bias."""
+        out, bias = super().forward(x)
+        return out.clone(), bias

@@ -37,6 +37,15 @@ def with_extras(spec: Any, config: Any) -> None:
             parts.pre_mlp_layernorm = IdentityOp
 
 
+def biased_experts(mlp: Any) -> None:
+    """Give experts with biases a second linear layer that sequence parallelism leaves alone."""
+    from megatron_moo.models.modules.linear import BiasedExpertRowParallel
+
+    experts = getattr(_mlp_parts(mlp), "experts", None)
+    if experts is not None:
+        _mlp_parts(experts).linear_fc2 = BiasedExpertRowParallel
+
+
 def _mlp_parts(mlp: Any) -> Any:
     """Submodules of an MLP's spec, a ``ModuleSpec`` or a partial call."""
     return mlp.keywords["submodules"] if isinstance(mlp, functools.partial) else mlp.submodules

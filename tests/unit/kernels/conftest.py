@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -9,13 +10,20 @@ from typing import Any
 
 import pytest
 
+# Kernels meet NaN and Inf on purpose, at which numpy warns.
+_ENVIRONMENT = {
+    "TRITON_INTERPRET": "1",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONWARNINGS": "ignore::RuntimeWarning",
+}
+
 
 @pytest.fixture(scope="session")
 def interpreted() -> Iterator[Callable[..., Any]]:
     """``interpreted(function, *args)`` runs a module's function where Triton kernels run on CPU tensors."""
-    with pytest.MonkeyPatch.context() as patch, ProcessPoolExecutor(1, get_context("spawn")) as process:
-        patch.setenv("TRITON_INTERPRET", "1")
-        patch.setenv("OMP_NUM_THREADS", "1")
-        # Kernels meet NaN and Inf on purpose, at which numpy warns.
-        patch.setenv("PYTHONWARNINGS", "ignore::RuntimeWarning")
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        with pytest.MonkeyPatch.context() as patch:  # for the start of that process, not for other tests
+            for name, value in _ENVIRONMENT.items():
+                patch.setenv(name, value)
+            assert process.submit(os.getenv, "TRITON_INTERPRET").result(timeout=60) == "1"
         yield lambda function, *args: process.submit(function, *args).result(timeout=240)

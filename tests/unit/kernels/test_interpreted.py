@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.unit.kernels import checks
+from tests.unit.kernels import checks, checks_more
 
 Run = Callable[..., Any]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -49,11 +49,15 @@ def test_gramian_counts_what_is_not_finite(interpreted: Run, kind: str) -> None:
     interpreted(checks.check_bad_values, "cpu", kind)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("k", COUNTS)
 @pytest.mark.parametrize("kind", ["fp32", "bf16", "e4m3", "e5m2"])
-def test_combine(interpreted: Run, kind: str, k: int, dtype: torch.dtype) -> None:
-    interpreted(checks.check_combine, "cpu", kind, k, dtype)
+def test_combine(interpreted: Run, kind: str, k: int) -> None:
+    interpreted(checks.check_combine, "cpu", kind, k, torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["fp32", "mixed"])
+def test_combine_to_bf16(interpreted: Run, kind: str) -> None:
+    interpreted(checks.check_combine, "cpu", kind, 3, torch.bfloat16)
 
 
 @pytest.mark.parametrize("kind", ["fp32", "mixed"])
@@ -64,3 +68,34 @@ def test_combine_of_pieces_that_start_anywhere(interpreted: Run, kind: str) -> N
 @pytest.mark.parametrize("k", [1, 7])
 def test_combine_in_place(interpreted: Run, k: int) -> None:
     interpreted(checks.check_combine_in_place, "cpu", k)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 8])
+@pytest.mark.parametrize("method", ["mgda", "cagrad"])
+def test_solve(interpreted: Run, method: str, k: int) -> None:
+    interpreted(checks_more.check_solve, "cpu", method, k, 5 if k == 3 else 2)
+
+
+@pytest.mark.parametrize("method", ["mgda", "cagrad"])
+def test_solve_of_32_rows(interpreted: Run, method: str) -> None:
+    interpreted(checks_more.check_solve, "cpu", method, 32, 1)
+
+
+def test_solve_with_a_preference(interpreted: Run) -> None:
+    interpreted(checks_more.check_solve, "cpu", "cagrad", 2, 2, True)
+
+
+@pytest.mark.parametrize("method", ["mgda", "cagrad"])
+def test_solve_drops_bad_rows(interpreted: Run, method: str) -> None:
+    interpreted(checks_more.check_solve_drops, "cpu", method)
+
+
+@pytest.mark.parametrize("zero_centered", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norm(interpreted: Run, dtype: torch.dtype, zero_centered: bool) -> None:
+    for rows, n in ((1, 1), (5, 128), (7, 1000)):
+        interpreted(checks_more.check_norm, "cpu", rows, n, dtype, zero_centered)
+
+
+def test_norm_of_bf16_with_weights_in_fp32(interpreted: Run) -> None:
+    interpreted(checks_more.check_norm, "cpu", 3, 130, torch.bfloat16, True, torch.float32)

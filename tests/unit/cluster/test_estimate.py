@@ -1,0 +1,172 @@
+"""The calculator against published sizes, Megatron's own formula, and modules built for real."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_moo.cluster.settle import Settled, settle
+from megatron_moo.errors import MooError
+from megatron_moo.training import platform
+from megatron_moo.training.recipe import load_recipe
+from tests.end_to_end.conftest import ROOT, TINY
+
+RECIPES = ROOT / "examples" / "slurm" / "recipes"
+GIB = 2**30
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _megatron() -> None:
+    platform.prepare()
+
+
+def settled(path: Path, gpus: int, *flags: str, gpus_per_node: int = 8) -> Settled:
+    return settle(load_recipe(path, flags), gpus, gpus_per_node)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    tags = "".join(f"  {tag}: {{train: [{tag}.txt]}}\n" for tag in ("el", "ko", "tr"))
+    (tmp_path / "languages.yaml").write_text(f"tokenizer: byte\nlanguages:\n{tags}", encoding="utf-8")
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY.format(languages="languages.yaml"), encoding="utf-8")
+    return path
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("recipe", "parameters"),
+    # The numbers of the model cards' safetensors.
+    [("llama-3-8b", 8_030_261_248), ("qwen3-8b-base", 8_190_735_360), ("gemma-3-1b", 999_885_952)],
+)
+def test_parameters_are_those_of_the_published_models(recipe: str, parameters: int) -> None:
+    from megatron_moo.cluster import world
+
+    assert world.total_parameters(settled(RECIPES / f"{recipe}.yaml", 8).args) == parameters
+
+
+def test_states_are_those_of_megatrons_own_formula() -> None:
+    """18 bytes a parameter, 12 of them shared by the ranks: bf16 weights, fp32 gradients, fp32 Adam."""
+    from megatron.training.theoretical_memory_usage import compute_weight_and_optimizer_memory
+
+    from megatron_moo.cluster import world
+    from megatron_moo.cluster.memory import memory_of
+
+    for flags in ((), ("--tensor-model-parallel-size", "2"), ("--pipeline-model-parallel-size", "2")):
+        found = settled(RECIPES / "llama-3-8b.yaml", 8, *flags)
+        stages = world.stages(found.args)
+        held = max(memory.parameters + memory.gradients + memory.optimizer for memory in
+                   (memory_of(found, stage) for stage in stages))  # fmt: skip
+        assert held == pytest.approx(compute_weight_and_optimizer_memory(found.args), rel=1e-3), flags
+        # Llama-3-8B at TP 1 on 8 ranks: about 60 GB before any row.
+        if not flags:
+            assert held == pytest.approx(60e9, rel=0.01)
+
+
+def test_a_tiny_model_is_counted_as_it_is_built(tiny: Path) -> None:
+    from megatron_moo.cluster import world
+
+    found = settled(tiny, 2)
+    hidden, ffn, vocabulary = 32, 64, 384  # 257 bytes padded to a multiple of 128
+    layer = 4 * hidden * hidden + 3 * hidden * ffn + 2 * hidden
+    parameters = 2 * layer + vocabulary * hidden + hidden
+    assert world.total_parameters(found.args) == parameters
+    (stage,) = world.stages(found.args)
+    assert stage.parameters == parameters and stage.frozen == 0
+    assert [buffer.members for buffer in stage.buffers] == [(0, 1)]
+    assert parameters <= stage.gradient_values < parameters + 64 * 20 + 128, "padding only"
+
+
+def test_layouts_cut_parameters_and_groups(tiny: Path) -> None:
+    from megatron_moo.cluster import world
+
+    found = settled(
+        tiny, 16, "--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "2",
+        "--untie-embeddings-and-output-weights",
+    )  # fmt: skip
+    first, last = world.stages(found.args)
+    assert (first.rank, last.rank) == (0, 8)
+    assert [buffer.members for buffer in first.buffers] == [(0, 2, 4, 6)]
+    assert [buffer.members for buffer in last.buffers] == [(8, 10, 12, 14)]
+    # One layer each; the embedding before, the output layer and the last norm (not cut by TP) after.
+    assert last.parameters - first.parameters == 32
+    assert len(last.buffers[0].buckets) == 1, "a later stage is one bucket"
+
+
+def test_frozen_parameters_have_no_gradients(tiny: Path) -> None:
+    from megatron_moo.cluster import world
+    from megatron_moo.cluster.memory import memory_of
+
+    (whole,) = world.stages(settled(tiny, 2).args)
+    found = settled(tiny, 2, "--freeze", "embedding")
+    (stage,) = world.stages(found.args)
+    assert stage.frozen == 384 * 32
+    assert whole.gradient_values - stage.gradient_values == pytest.approx(384 * 32, abs=128)
+    assert memory_of(found, stage).parameters == 4 * whole.parameters
+
+
+def test_bytes_between_nodes(tiny: Path) -> None:
+    """Eight nodes of eight: a flat all-to-all sends about 7 times a ring's bytes out of a node (DESIGN section 3)."""
+    from megatron_moo.cluster import world
+    from megatron_moo.cluster.traffic import traffic_of
+
+    found = settled(tiny, 64)
+    (stage,) = world.stages(found.args)
+    traffic = traffic_of(found, stage, 8)
+    whole = 4 * stage.gradient_values
+    assert traffic.sent == whole * 63 // 64 == traffic.ring
+    assert traffic.between == traffic.sent * 56 // 63
+    assert 8 * traffic.between / traffic.ring == pytest.approx(64 / 9, rel=1e-6)
+    assert traffic_of(found, stage, 64).between == 0
+    narrow = settled(tiny, 64, "--moo-wire", "bf16")
+    assert traffic_of(narrow, stage, 8).sent == traffic.sent // 2
+
+
+def test_the_first_way_that_fits_is_told(tiny: Path) -> None:
+    """Rows of three slots at one lane: what `plan` advises follows the memory that is there."""
+    from megatron_moo.cluster.estimate import Machine, estimate
+
+    found = settled(tiny, 1, "--moo-slots", "4")
+
+    def on(limit: float) -> Any:
+        return estimate(found, Machine(1, 8, limit, 0.0, 350.0, 200.0, 40.0, 2000.0))
+
+    roomy = on(GIB)
+    assert roomy.fits and (roomy.advice.rows, roomy.advice.hold, roomy.advice.passes) == ("fp32", 0, 4)
+    gradient = roomy.fullest.gradients
+    assert roomy.fullest.kept_rows == 3 * gradient
+    base = roomy.fullest.total - 3 * gradient
+    halves = on(base + 2 * gradient)
+    assert not halves.fits and (halves.advice.rows, halves.advice.hold) == ("bf16", 0)
+    two = on(base + 1.2 * gradient)
+    assert (two.advice.rows, two.advice.hold, two.advice.passes) == ("bf16", 2, 10)
+    # The sum of scaled gradients is one gradient in fp32, however few rows are kept.
+    one = on(base + gradient)
+    assert one.advice.bytes <= base + gradient
+    assert on(base + 0.9 * gradient).advice is None
+
+
+def test_mistakes_are_one_line(tiny: Path) -> None:
+    with pytest.raises(MooError, match="12 GPUs do not fill nodes of 8"):
+        settled(tiny, 12)
+    with pytest.raises(MooError, match="6 ranks do not divide into tensor 4"):
+        settled(tiny, 6, "--tensor-model-parallel-size", "4")
+    with pytest.raises(MooError, match="did you mean 'hidden-size'"):
+        settled(tiny, 2, "--hiden-size", "4")
+    with pytest.raises(MooError, match="100 is not a multiple of 8"):
+        settled(tiny, 2, "--global-batch-size", "100")
+    (tiny.parent / "languages.yaml").write_text("tokenizer: byte\n", encoding="utf-8")
+    with pytest.raises(MooError, match=r"languages.yaml: cannot be read \('languages'\)"):
+        settled(tiny, 2)
+
+
+def test_flags_of_an_imported_model(tiny: Path) -> None:
+    folder = tiny.parent / "ckpt"
+    folder.mkdir()
+    (folder / "model.yaml").write_text("{hidden-size: 64, kv-channels: 16}\n", encoding="utf-8")
+    found = settled(tiny, 2, "--pretrained-checkpoint", str(folder))
+    assert found.args.kv_channels == 16 and found.args.hidden_size == 32
+    assert any(note.startswith("hidden-size is 32 in the recipe and 64 in") for note in found.notes)
+    assert any(note.startswith("kv-channels is taken from") for note in found.notes)
