@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -102,7 +103,11 @@ class Safetensors:
         entry = self.entries[name]
         shape = entry.shape if index is None else entry.shape[1:]
         out = torch.empty(shape, dtype=entry.dtype)
-        flat = memoryview(out.reshape(-1).view(torch.uint8).numpy()) if out.numel() else memoryview(b"")
+        # Not through numpy: torch could no longer free such a tensor while somebody holds it (dist_write.py does).
+        size = out.numel() * out.element_size()
+        flat = memoryview(b"")
+        if size:
+            flat = memoryview((ctypes.c_char * size).from_address(out.data_ptr())).cast("B")
         try:
             # Read, not mapped: a mapped shard counts as this process's memory as far as it has been read.
             stream = self._stream(entry.file)
