@@ -175,6 +175,11 @@ class Corpus:
         """Number of documents."""
         return self.entry(tag, split).documents
 
+    def largest_token(self) -> int:
+        """The largest id that occurs; reads every token, which takes a while."""
+        files = [file for tag, split in self.entries for file in self.stream(tag, split).files]
+        return max((int(file.tokens.max()) for file in files if len(file.tokens)), default=0)
+
     def stream(self, tag: str, split: str) -> Stream:
         """The token stream of a language and split (opened once)."""
         key = (tag, split)

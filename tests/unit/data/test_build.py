@@ -249,3 +249,12 @@ def test_external_pairs_outside_the_vocabulary_or_damaged_are_refused(tmp_path: 
     (tmp_path / "pair.bin").write_bytes((tmp_path / "pair.bin").read_bytes()[:-2])
     with pytest.raises(MooError, match=r"pair\.bin: truncated: 14 bytes where the index says 16, offset 14"):
         _build(tmp_path, {"en": ["pair"]})
+
+
+def test_the_largest_token_that_occurs(tmp_path: Path) -> None:
+    """A tokenizer may have ids that no text uses, and a model no row for them (Gemma 3)."""
+    (tmp_path / "a.txt").write_text("abc\n")
+    (tmp_path / "b.txt").write_text("xyz, the end\n")
+    corpus = _build(tmp_path, {"en": ["a.txt"], "de": ["b.txt"]})
+    read = [corpus.stream(tag, "train").read(0, corpus.tokens(tag, "train")) for tag in ("en", "de")]
+    assert corpus.largest_token() == max(int(tokens.max()) for tokens in read) < corpus.vocab_size
