@@ -176,6 +176,10 @@ def _redirect_moves() -> None:
     move, kind = tensor.to, tensor.type
 
     def to(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.is_meta:  # a model that is only counted: Megatron moves parts of it to "the device"
+            kwargs.pop("device", None)
+            args = tuple(arg for arg in args if not isinstance(arg, torch.device | str))
+            return move(self, *args, **kwargs) if args or kwargs else self
         if _is_cuda(kwargs.get("device")):
             kwargs["device"] = _CPU
         return move(self, *(_CPU if _is_cuda(arg) else arg for arg in args), **kwargs)

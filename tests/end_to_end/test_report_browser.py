@@ -79,8 +79,9 @@ addEventListener("load", function () {
     seen.frame = document.querySelector(".slider output").textContent;
     seen.frames = document.querySelectorAll("[data-plot=cosine-matrix] .fr.on").length;
   }
-  document.querySelectorAll("thead th")[6].click();
-  seen.sorted = Array.from(document.querySelectorAll("tbody tr")).map(function (row) {
+  var table = document.querySelector("table.sortable");
+  table.querySelectorAll("thead th")[6].click();
+  seen.sorted = Array.from(table.querySelectorAll("tbody tr")).map(function (row) {
     return Number(row.cells[6].dataset.v || Infinity); });
   document.getElementById("theme").click();
   seen.flipped = getComputedStyle(document.body).backgroundColor;
