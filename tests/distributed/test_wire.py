@@ -57,12 +57,12 @@ def wire_worker(rank: int, world: int, wire: str, numel: int, slots: int) -> dic
 @pytest.mark.parametrize(("world", "slots"), [(2, 1), (4, 2)])
 def test_bytes(pool: RankPool, wire: str, world: int, slots: int) -> None:
     """What is counted is the formula, and what the loopback interface carried (headers of TCP beside it)."""
-    numel = 1 << 21
-    ranks = pool.run(wire_worker, world, wire, numel, slots)
+    numel = 1 << 22
+    runs = [pool.run(wire_worker, world, wire, numel, slots) for _ in range(3)]
     formula = slots * (world - 1) * row_bytes(numel // world, wire)
-    assert [rank["counted"] for rank in ranks] == [formula] * world
-    # The counter is the machine's: other traffic may only add to it.
-    assert 0.99 < ranks[0]["loopback"] / (world * formula) < 1.15
+    assert all(rank["counted"] == formula for ranks in runs for rank in ranks)
+    # The counter is the machine's: other traffic may only add to it, so the least of three counts.
+    assert 0.99 < min(ranks[0]["loopback"] for ranks in runs) / (world * formula) < 1.15
 
 
 def test_bytes_of_a_row() -> None:
