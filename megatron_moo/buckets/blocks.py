@@ -136,6 +136,10 @@ class BucketPlan:
         whole: what the whole bucket holds, with places in the bucket.
         instances: process group of this shard's owners in the other distributed-optimizer instances, or None. Their
             rows are summands of ours.
+        ranks: global rank of every member, ``[members]``.
+        nodes: node of every member, ``[members]``; one node where nothing is known.
+        hierarchy: how its exchange can go in two stages, or None.
+        group: g of the step under way: so many members next to each other arrive as one row; 1 is the flat exchange.
     """
 
     name: str
@@ -145,6 +149,15 @@ class BucketPlan:
     segments: tuple[Segment, ...]
     whole: tuple[Segment, ...] = ()
     instances: Any = None
+    ranks: tuple[int, ...] = ()
+    nodes: tuple[int, ...] = ()
+    hierarchy: Any = None
+    group: int = 1
+
+    @property
+    def row_lanes(self) -> tuple[int, ...]:
+        """A lane that computes the objective of each row, ``[members / g]``."""
+        return self.lanes[:: self.group]
 
     @property
     def members(self) -> int:
@@ -162,5 +175,5 @@ class BucketPlan:
 
     @property
     def rows(self) -> torch.Tensor:
-        """The gradient buffer seen as one row per member, ``[members, shard]``."""
-        return self.grad.view(self.members, self.shard)
+        """The gradient buffer seen as the rows that arrive, ``[members / g, shard]``."""
+        return self.grad.view(self.members, self.shard)[: self.members // self.group]

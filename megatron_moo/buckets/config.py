@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_moo.buckets.blocks import BLOCKS
+from megatron_moo.buckets.hierarchy import EXCHANGES
 from megatron_moo.buckets.wire import WIRES
 from megatron_moo.errors import MooError
 
@@ -34,6 +35,8 @@ class MooConfig:
         metric: inner product of the Gramians; ``adam`` weighs every value by 1 / (sqrt(v) + eps) of the optimizer.
         wire: dtype in which rows travel, one of ``WIRES``.
         wire_feedback: add to a row what the wire lost of the one before.
+        exchange: one of ``EXCHANGES``: all at once, or ranks of one objective first.
+        ranks_per_node: where ranks are, for ``exchange``; None asks for their host names.
     """
 
     method: str = "cagrad"
@@ -50,6 +53,8 @@ class MooConfig:
     metric: str = "euclidean"
     wire: str = "fp32"
     wire_feedback: bool = False
+    exchange: str = "auto"
+    ranks_per_node: int | None = None
 
     def __post_init__(self) -> None:
         for flag, value, choices in (
@@ -58,6 +63,7 @@ class MooConfig:
             ("--moo-rows", self.row_dtype, ROW_DTYPES),
             ("--moo-metric", self.metric, METRICS),
             ("--moo-wire", self.wire, WIRES),
+            ("--moo-exchange", self.exchange, EXCHANGES),
         ):
             if value not in choices:
                 raise MooError(f"unknown value {value!r}", flag, f"choose from {', '.join(choices)}")
@@ -73,6 +79,12 @@ class MooConfig:
             raise MooError(
                 "rounds a repeated pass otherwise than its first", "--moo-wire-feedback", "drop one of them"
             )
+        if self.exchange == "hierarchical" and self.observe:
+            raise MooError(
+                "sums in another order, --moo-observe changes nothing", "--moo-exchange", "use flat or auto"
+            )
+        if self.ranks_per_node is not None and self.ranks_per_node < 1:
+            raise MooError(f"{self.ranks_per_node} ranks", "--moo-ranks-per-node", "give at least 1")
         if self.recompute < 0:
             raise MooError(f"{self.recompute} slots", "--moo-recompute", "give at least 1")
         if self.recompute and self.observe:

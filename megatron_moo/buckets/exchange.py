@@ -7,7 +7,8 @@
 The bytes sent are a ring reduce-scatter's, (D-1)/D of the bucket. Megatron drains a bucket's predecessor
 before it starts the next (``previous_grad_reduce_bucket_group``), so one receive buffer serves all buckets
 of a backward pass: a new one for each would cost a page fault per 4 kB. With a narrower wire the bucket is
-packed first, and what arrives is unpacked over the gradient buffer at once (``wire.py``).
+packed first, and what arrives is unpacked over the gradient buffer at once (``wire.py``). Where several members compute
+one objective the exchange can go in two stages (``hierarchy.py``).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_moo.buckets.blocks import BucketPlan
+from megatron_moo.buckets.hierarchy import pack_for_group, sum_of_group
 from megatron_moo.buckets.wire import Wire
 
 
@@ -65,6 +67,7 @@ class Exchange:
         self._wire: Wire | None = None
         self.seconds = 0.0
         self.bytes_sent = 0
+        self.bytes_between_nodes = 0
 
     def register(self, plans: list[BucketPlan]) -> None:
         """Take charge of these buckets (found again by the address of their gradient buffer)."""
@@ -73,7 +76,7 @@ class Exchange:
 
     def reset(self) -> None:
         """Start counting a new step."""
-        self.seconds, self.bytes_sent = 0.0, 0
+        self.seconds, self.bytes_sent, self.bytes_between_nodes = 0.0, 0, 0
 
     def __call__(
         self,
@@ -89,39 +92,72 @@ class Exchange:
         if self._step.now.scaled:
 
             def reduce() -> Any:
-                self.bytes_sent += input.numel() * input.element_size() * (plan.members - 1) // plan.members
+                self._count_bytes(plan, input, range(plan.members))
                 return self._reduce(output, input, op=op, group=group, async_op=async_op)
 
             return self._step.reduce_scaled(plan, reduce) or (Done() if async_op else None)
         started = time.perf_counter()
         work, wire = None, self._wire_of(plan)
+        then = partial(self._arrived, plan)
         if plan.members == 1:
             sent = received = input
+        elif plan.group > 1:
+            sent = pack_for_group(plan, self._take(input))
+            received = self._take(sent)
+            work = dist.all_to_all_single(received, sent, group=plan.hierarchy.inside, async_op=async_op)
+            first = plan.rank - plan.rank % plan.group
+            self._count_bytes(plan, sent, range(first, first + plan.group))
+            then = partial(self._across, plan)
         else:
-            sent = input if wire is None else wire.pack(plan, self._step.now.slot, self._step.objective)
+            sent = input if wire is None else wire.pack(plan.rows, self._key(plan), self._step.objective)
             received = self._take(sent)
             work = dist.all_to_all_single(received, sent.view(-1), group=group, async_op=async_op)
-            self.bytes_sent += sent.numel() * sent.element_size() * (plan.members - 1) // plan.members
+            self._count_bytes(plan, sent, range(plan.members))
         self._count(time.perf_counter() - started)
-        arrival = Arrival(work, partial(self._arrived, plan, received, sent), self._count)
+        arrival = Arrival(work, partial(then, received, sent), self._count)
         if async_op:
             return arrival
         arrival.wait()
         return None
 
+    def _across(self, plan: BucketPlan, received: torch.Tensor, sent: torch.Tensor) -> None:
+        """Stage 2 of the hierarchical exchange: sum the group's rows and exchange them across objectives."""
+        started = time.perf_counter()
+        rows = sum_of_group(received, plan.group).view(-1, plan.shard)
+        self._release(received)
+        self._release(sent)
+        wire = self._wire_of(plan)
+        out = rows if wire is None else wire.pack(rows, self._key(plan), self._step.objective)
+        arrived = self._take(out)
+        dist.all_to_all_single(arrived, out.view(-1), group=plan.hierarchy.across)
+        self._count_bytes(plan, out, range(plan.rank % plan.group, plan.members, plan.group))
+        self._count(time.perf_counter() - started)
+        self._arrived(plan, arrived, out)
+
+    def _count_bytes(self, plan: BucketPlan, sent: torch.Tensor, members: range) -> None:
+        """Count an equal part of ``sent`` for each of ``members``, without this rank's own."""
+        part = sent.numel() * sent.element_size() // len(members)
+        self.bytes_sent += part * (len(members) - 1)
+        if plan.nodes:
+            here = plan.nodes[plan.rank]
+            self.bytes_between_nodes += part * sum(plan.nodes[member] != here for member in members)
+
+    def _key(self, plan: BucketPlan) -> tuple[str, int]:
+        return plan.name, self._step.now.slot
+
     def _arrived(self, plan: BucketPlan, received: torch.Tensor, sent: torch.Tensor) -> None:
-        """Hand the rows ``[members, shard]`` to the step; the receive buffer is released when it is done with them.
+        """Hand the rows ``[members / g, shard]`` to the step; it says when the receive buffer is free again.
 
         ``sent`` is held until here: the collective read from it.
         """
         wire = self._wire_of(plan)
         if wire is not None:
             started = time.perf_counter()
-            rows = wire.unpack(plan, received)
+            rows = wire.unpack(plan.rows, received)
             self._release(received)
             self._count(time.perf_counter() - started)
             self._step.arrived(plan, rows)
-        elif self._step.arrived(plan, received.view(plan.members, -1)) and plan.members > 1:
+        elif self._step.arrived(plan, received.view(-1, plan.shard)) and plan.members > 1:
             self._release(received)
 
     def _wire_of(self, plan: BucketPlan) -> Wire | None:

@@ -70,6 +70,13 @@ class AmortisedStep(MooStep):
         self._restored: dict[str, list[float]] | None = None
         self._solved_at = 0
 
+    def _remember(self) -> Any:
+        return super()._remember(), self._cached, self._solved_at
+
+    def _forget(self, memory: Any) -> None:
+        inner, self._cached, self._solved_at = memory
+        super()._forget(inner)
+
     def _plan(self) -> tuple[Pass, ...]:
         if self._cached is None or self._step % self.config.every == 0:
             return super()._plan()

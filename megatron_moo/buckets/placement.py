@@ -126,7 +126,16 @@ def plan_buckets(
         whole = segments_of_shard(placed, (0, bucket.grad_data.numel()), block_index)
         member_lanes = tuple(lanes.of_rank[member] for member in members)
         plans.append(
-            BucketPlan(name, bucket.grad_data, rank, member_lanes, segments, whole, _instance_group(ps))
+            BucketPlan(
+                name,
+                bucket.grad_data,
+                rank,
+                member_lanes,
+                segments,
+                whole,
+                _instance_group(ps),
+                tuple(members),
+            )
         )
     return plans, blocks, hashlib.sha256(repr(pairs).encode()).hexdigest()[:16]
 

@@ -24,6 +24,7 @@ import torch
 
 from megatron_moo.buckets.blocks import BucketPlan
 from megatron_moo.buckets.exchange import Exchange
+from megatron_moo.buckets.hierarchy import find_hierarchies, nodes_of_ranks
 from megatron_moo.buckets.lanes import Lanes, find_lanes
 from megatron_moo.buckets.placement import bucket_groups, peer_groups, plan_buckets
 from megatron_moo.buckets.replay import Replay
@@ -196,7 +197,7 @@ class Seam:
             chunks = kw["model"] if isinstance(kw["model"], list) else [kw["model"]]
             new = not self._chunks
             self._attach(chunks)
-            if new and self.before_first_step is not None and self.current_step() == 0:
+            if new and self.before_first_step is not None:
                 self.before_first_step(schedule, kw)
             if kw.get("force_all_reduce"):
                 raise MooError("an all-reduced gradient bypasses MOO", "--save-wgrads-interval", "remove it")
@@ -258,9 +259,7 @@ class Seam:
                 self._tokens = num_tokens if self._tokens is None else self._tokens + num_tokens
         self.step.end_pass(self.exchange.seconds)
         if not self.step.is_last:
-            # The parameters have not changed: the next pass must not gather them again.
-            for group in bucket_groups(model):
-                group.param_gather_dispatched = True
+            keep_parameters(model)
             return
         # Our update is a mean over tokens already; Megatron's own sum is divided by them as always.
         tokens = self._tokens if self.step.config.observe else None
@@ -295,6 +294,14 @@ class Seam:
         self._dp_cp_size = ps.get_data_parallel_world_size(with_context_parallel=True)
         plans, names, members = plan_buckets(
             chunks, self.step.config.block, self.lanes, self.step.config.exclude
+        )
+        config = self.step.config
+        find_hierarchies(
+            plans,
+            "flat" if config.observe else config.exchange,
+            self.step.schedule,
+            nodes_of_ranks(config.ranks_per_node),
+            self.current_step(),
         )
         self.exchange.register(plans)
         self.step.place(
@@ -390,6 +397,12 @@ def _with_own_steps(load: Callable[[dict], None], adam: torch.optim.Optimizer) -
             state["step"] = state["step"].clone()
 
     return load_and_part
+
+
+def keep_parameters(chunks: Sequence[Any]) -> None:
+    """Say that the parameters have not changed: the next pass must not gather them again."""
+    for group in bucket_groups(chunks):
+        group.param_gather_dispatched = True
 
 
 def _begin_pass(chunk: Any, zero: bool) -> None:

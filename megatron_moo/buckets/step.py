@@ -11,6 +11,7 @@ The order of events (DESIGN section 3)::
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ import torch.distributed as dist
 from megatron_moo.buckets.blocks import EXCLUDED, BucketPlan, Kind, Segment
 from megatron_moo.buckets.config import MooConfig
 from megatron_moo.buckets.gramians import GramianSum
+from megatron_moo.buckets.hierarchy import FLAT_EVERY, one_objective_each
 from megatron_moo.buckets.partial import sum_over, summed_copies
 from megatron_moo.buckets.passes import Pass, plan_passes
 from megatron_moo.errors import MooError
@@ -109,7 +111,8 @@ class MooStep:
         self._drops = 0
         self.now = Pass(0)
         self.passes: tuple[Pass, ...] = (self.now,)
-        self._step = 0
+        self._step = -1
+        self._memory: Any = None
 
     @property
     def k(self) -> int:
@@ -164,11 +167,16 @@ class MooStep:
         return {"passes": len(passes), "kept_bytes": max(kept, summed) * values}
 
     def begin(self, step: int) -> None:
-        """Start a step."""
+        """Start a step; the same step once more (Megatron's rerun machine) forgets its first attempt."""
+        if step == self._step:
+            self._forget(copy.deepcopy(self._memory))
+        else:
+            self._memory = self._remember()
         for call in self.on_begin:
             call(step)
         self._step = step
         self._assignment = self.schedule.assignment(step)
+        self._group_members()
         device = self.plans[0].grad.device
         self._sum = GramianSum(self._assignment, len(self.block_names), self.k, device)
         self._counts = torch.zeros(self.k, dtype=torch.float64, device=device)
@@ -178,6 +186,23 @@ class MooStep:
         self._scaled: dict[str, torch.Tensor] = {}
         self._phase = {"exchange": 0.0, "gramian": 0.0, "solve": 0.0, "combine": 0.0}
         self.passes = self._plan()
+
+    def _group_members(self) -> None:
+        """Let buckets whose neighbours compute one objective travel in two stages, but not in every step."""
+        for plan in self.plans:
+            plan.group = 1
+            size = plan.hierarchy.size if plan.hierarchy else 1
+            if self._step % FLAT_EVERY and one_objective_each(self._assignment, plan.lanes, size):
+                plan.group = size
+
+    def _remember(self) -> Any:
+        """What a step changes that the next one reads."""
+        return self.method.state_dict(), self._drops  # type: ignore[attr-defined]
+
+    def _forget(self, memory: Any) -> None:
+        """Go back to what :meth:`_remember` returned."""
+        state, self._drops = memory
+        self.method.load_state_dict(state)  # type: ignore[attr-defined]
 
     def _plan(self) -> tuple[Pass, ...]:
         return plan_passes(self.config.slots, self.config.recompute)
@@ -231,6 +256,8 @@ class MooStep:
         started = time.perf_counter()
         others = [slice(0, plan.rank), slice(plan.rank + 1, plan.members)]
         moves = [(received[r], plan.rows[r]) for r in others if r.start < r.stop]
+        if plan.group > 1:  # a row is a sum over its group: none of them is here already
+            moves = [(received, plan.rows)]
         if received.data_ptr() == plan.grad.data_ptr():
             moves = []
         if plan.instances is not None:
@@ -277,7 +304,7 @@ class MooStep:
             for source, target in park:
                 target.copy_(source)
             rows, park = [piece.float() * scale[segment.start : segment.end] for piece in rows], ()
-        self._sum.note(plan.lanes, segment.block, gramian(rows, park=park))
+        self._sum.note(plan.row_lanes, segment.block, gramian(rows, park=park))
 
     def count(self, amount: torch.Tensor | float) -> None:
         """Report what the pass's loss summed over on this rank: tokens, or its share of the ranks."""
@@ -409,8 +436,8 @@ class MooStep:
         return torch.where(norm > 0, (mean / norm.clamp(min=1e-300)).clamp(min=0).sqrt(), 1.0)
 
     def _objectives_of(self, plan: BucketPlan) -> list[int]:
-        """Objective of every row of a bucket, slot by slot, ``[slots * members]``."""
-        return [objectives[lane] for objectives in self._assignment for lane in plan.lanes]
+        """Objective of every row of a bucket, slot by slot, ``[slots * members / g]``."""
+        return [objectives[lane] for objectives in self._assignment for lane in plan.row_lanes]
 
     def _columns(self, plan: BucketPlan, segment: Segment) -> list[torch.Tensor]:
         pieces = [*self._kept[plan.name], plan.rows]
@@ -424,8 +451,9 @@ class MooStep:
             copies = summed_copies([self._columns(plan, segment) for plan, segment in todo], group)
             if dist.get_rank(group) != 0:
                 continue
+            scales = {plan.name: self._scale(plan) for plan in dict.fromkeys(plan for plan, _ in todo)}
             for (plan, segment), rows in zip(todo, copies, strict=True):
-                self._note(plan, segment, [rows], self._scale(plan))
+                self._note(plan, segment, [rows], scales[plan.name])
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold: the method's state, with the same keys on every rank."""

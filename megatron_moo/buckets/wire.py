@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import torch
 
-from megatron_moo.buckets.blocks import BucketPlan
 from megatron_moo.kernels import PackedRows, pack_rows, packed_bytes, unpack
 
 WIRES = ("fp32", "bf16", "fp8")
@@ -33,10 +32,15 @@ class Wire:
         self.name, self.feedback = name, feedback
         self._lost: dict[tuple[str, int], tuple[int, torch.Tensor]] = {}
 
-    def pack(self, plan: BucketPlan, slot: int, objective: int) -> torch.Tensor:
-        """The bucket's gradient as ``[members, row_bytes(shard)]`` of what travels, one row for each receiver."""
-        rows = plan.rows
-        residual = self._residual(plan, slot, objective) if self.feedback else None
+    def pack(self, rows: torch.Tensor, key: tuple[str, int], objective: int) -> torch.Tensor:
+        """Rows ``[receivers, shard]`` as what travels, ``[receivers, row_bytes(shard)]``.
+
+        Args:
+            rows: one for each receiver.
+            key: bucket and slot.
+            objective: whose rows they are.
+        """
+        residual = self._residual(rows, key, objective) if self.feedback else None
         if self.name == "fp8":
             return pack_rows(rows.float(), residual=residual)
         if residual is None:
@@ -47,19 +51,19 @@ class Wire:
         residual.nan_to_num_(0.0, 0.0, 0.0)
         return packed
 
-    def unpack(self, plan: BucketPlan, received: torch.Tensor) -> torch.Tensor:
-        """Write the rows that arrived over the gradient buffer; returns them, ``[members, shard]``."""
+    def unpack(self, rows: torch.Tensor, received: torch.Tensor) -> torch.Tensor:
+        """Write what arrived over ``rows`` ``[senders, shard]``; returns them."""
+        senders, shard = rows.shape
         if self.name == "fp8":
-            packed = PackedRows(received.view(plan.members, -1), plan.shard)
-            return unpack(packed, out=plan.rows)
-        return plan.rows.copy_(received.view(plan.members, -1))
+            return unpack(PackedRows(received.view(senders, -1), shard), out=rows)
+        return rows.copy_(received.view(senders, -1))
 
-    def _residual(self, plan: BucketPlan, slot: int, objective: int) -> torch.Tensor:
-        """What was lost of this objective's last row in this slot; zeros when the slot computed another."""
-        of, lost = self._lost.get((plan.name, slot), (-1, None))
-        if lost is None:
-            lost = torch.zeros(plan.members, plan.shard, device=plan.grad.device)
+    def _residual(self, rows: torch.Tensor, key: tuple[str, int], objective: int) -> torch.Tensor:
+        """What was lost of this objective's last rows in this slot; zeros when the slot computed another."""
+        of, lost = self._lost.get(key, (-1, None))
+        if lost is None or lost.shape != rows.shape:
+            lost = torch.zeros(rows.shape, device=rows.device)
         elif of != objective:
             lost.zero_()
-        self._lost[plan.name, slot] = (objective, lost)
+        self._lost[key] = (objective, lost)
         return lost

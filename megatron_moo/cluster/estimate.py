@@ -118,7 +118,7 @@ def estimate(settled: Settled, machine: Machine) -> Estimate:
     fullest, stage = max(
         ((memory_of(settled, stage), stage) for stage in stages), key=lambda pair: pair[0].total
     )
-    sends = max((traffic_of(settled, stage, machine.gpus_per_node) for stage in stages), key=lambda t: t.sent)
+    sends = max((traffic_of(settled, stage) for stage in stages), key=lambda t: t.sent)
     seconds = seconds_of(settled, stage, sends, machine.tflops, machine.inside, machine.between, machine.hbm)
     limit = machine.memory - machine.reserve
     return Estimate(

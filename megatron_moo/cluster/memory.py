@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
+from megatron_moo.buckets.hierarchy import choose_size, common_size
 from megatron_moo.buckets.passes import plan_passes
 from megatron_moo.buckets.wire import row_bytes
 from megatron_moo.cluster.settle import Settled, quietly
@@ -101,6 +102,8 @@ def _flying(settled: Settled, stage: Stage, rows: str | None, hold: int | None) 
     received = max(
         max(received_bytes(buffer, size, config.wire) for size in buffer.buckets) for buffer in travelling
     )
+    if any(group_size(settled, buffer) > 1 for buffer in travelling):
+        received += 2 * max(4 * size for buffer in travelling for size in buffer.buckets)
     packed = received if config.wire != "fp32" else 0
     feedback = 4 * config.slots * stage.gradient_values if config.wire_feedback else 0
     return received + packed + feedback + _sums(settled, stage, rows, hold)
@@ -115,6 +118,22 @@ def _sums(settled: Settled, stage: Stage, rows: str | None, hold: int | None) ->
     if not 0 < held < settled.config.slots - 1:
         return 0
     return max(0, 4 * stage.gradient_values - kept_bytes(settled, stage, rows, hold))
+
+
+def group_size(settled: Settled, buffer: Buffer) -> int:
+    """g of the hierarchical exchange of a buffer, 1 where it goes flat."""
+    from megatron_moo.data.schedule import LaneSchedule
+
+    args, config = settled.args, settled.config
+    if args.moo_mixed or config.observe or args.num_distributed_optimizer_instances > 1:
+        return 1
+    schedule = LaneSchedule(settled.objectives, settled.lanes, config.slots, args.seed, args.moo_presence)
+    in_lane = args.world_size // args.pipeline_model_parallel_size // settled.lanes
+    stage = args.world_size // args.pipeline_model_parallel_size
+    lanes = [member % stage // in_lane for member in buffer.members]
+    nodes = [member // settled.gpus_per_node for member in buffer.members]
+    steps = [schedule.assignment(step) for step in range(8)]
+    return choose_size(config.exchange, common_size(steps, lanes), nodes)
 
 
 def received_bytes(buffer: Buffer, bucket: int, wire: str) -> int:

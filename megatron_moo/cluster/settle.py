@@ -28,6 +28,7 @@ class Settled:
         lanes: D.
         config: MOO's settings with S settled.
         impl: layer spec that the estimate is for, ``transformer_engine`` or ``local``.
+        gpus_per_node: of a node; ranks are numbered node by node.
         notes: what the reader should know, a line each.
     """
 
@@ -36,6 +37,7 @@ class Settled:
     lanes: int
     config: Any
     impl: str
+    gpus_per_node: int
     notes: list[str] = field(default_factory=list)
 
 
@@ -99,7 +101,7 @@ def settle(recipe: Recipe, gpus: int, gpus_per_node: int) -> Settled:
             "the vocabulary is not known before the corpus is built", str(recipe.path), "give --vocab-size N"
         )
     _validate(args)
-    return Settled(args, objectives, lanes, config, impl, notes)
+    return Settled(args, objectives, lanes, config, impl, gpus_per_node, notes)
 
 
 def _model_flags(recipe: Recipe, notes: list[str]) -> dict[str, Any]:

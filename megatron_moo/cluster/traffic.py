@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_moo.buckets.passes import plan_passes
-from megatron_moo.cluster.memory import received_bytes
+from megatron_moo.cluster.memory import group_size, received_bytes
 from megatron_moo.cluster.settle import Settled, quietly
 from megatron_moo.cluster.world import Buffer, Stage
 
@@ -55,7 +55,7 @@ class Seconds:
         return self.compute + self.wire + self.rows
 
 
-def traffic_of(settled: Settled, stage: Stage, gpus_per_node: int) -> Traffic:
+def traffic_of(settled: Settled, stage: Stage) -> Traffic:
     """What a rank of ``stage`` sends; ranks are numbered node by node."""
     inside = between = ring = gather = 0
     ring_between = 0.0
@@ -64,11 +64,13 @@ def traffic_of(settled: Settled, stage: Stage, gpus_per_node: int) -> Traffic:
         others = len(buffer.members) - 1
         if not others:
             continue
-        node = stage.rank // gpus_per_node
-        away = sum(member // gpus_per_node != node for member in buffer.members)
-        sent = _gradient_bytes(settled, buffer)
-        between += sent * away // others
-        inside += sent - sent * away // others
+        nodes = [member // settled.gpus_per_node for member in buffer.members]
+        here = stage.rank // settled.gpus_per_node
+        away = sum(node != here for node in nodes)
+        for members, each in _gradient_bytes(settled, stage, buffer):
+            gone = sum(nodes[member] != here for member in members)
+            between += each * gone
+            inside += each * (len(members) - 1 - gone)
         once = 4 * buffer.values * others // len(buffer.members)
         ring += once
         # A ring enters and leaves a node once, however many of its ranks it passes there.
@@ -77,18 +79,26 @@ def traffic_of(settled: Settled, stage: Stage, gpus_per_node: int) -> Traffic:
     return Traffic(inside, between, ring, ring_between, gather)
 
 
-def _gradient_bytes(settled: Settled, buffer: Buffer) -> int:
-    """Bytes of all passes, counted bucket by bucket as ``Exchange`` does; scaled gradients are reduced once, summed."""
+def _gradient_bytes(settled: Settled, stage: Stage, buffer: Buffer) -> list[tuple[range, int]]:
+    """Members of the buffer (this rank among them) and the bytes for each of the others, of all passes of a step.
+
+    Counted bucket by bucket as ``Exchange`` does; scaled gradients are reduced once, summed.
+    """
     config, members = settled.config, len(buffer.members)
+    everyone, me = range(members), buffer.members.index(stage.rank)
     passes = plan_passes(config.slots, config.recompute)
     exchanged = 0 if settled.args.moo_mixed else sum(not now.scaled for now in passes)
-    summed = settled.args.moo_mixed or exchanged < len(passes)
-    total = 0
+    size = group_size(settled, buffer)
+    sends: list[tuple[range, int]] = []
     for bucket in buffer.buckets:
-        row = received_bytes(buffer, bucket, config.wire) * (members - 1) // members
-        reduced = 4 * bucket * (members - 1) // members
-        total += exchanged * row + (reduced if summed else 0)
-    return total
+        if size > 1:
+            first = me - me % size
+            sends.append((range(first, first + size), exchanged * 4 * bucket // size))
+        across = range(me % size, members, size) if size > 1 else everyone
+        sends.append((across, exchanged * received_bytes(buffer, bucket, config.wire) // members))
+        if settled.args.moo_mixed or exchanged < len(passes):
+            sends.append((everyone, 4 * bucket // members))
+    return sends
 
 
 def seconds_of(

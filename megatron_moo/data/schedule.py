@@ -77,10 +77,10 @@ class LaneSchedule:
         return [flat[slot * self.lanes : (slot + 1) * self.lanes] for slot in range(self.slots)]
 
     def flat(self, step: int) -> list[int]:
-        """Objective index of the L positions of a step."""
+        """Objective index of the L positions of a step, equal ones side by side (``buckets/hierarchy.py``)."""
         if not self._base:
-            return self._drawn(step, self.positions)
-        return [*range(self.objectives), *self._drawn(step, self.positions - self.objectives)]
+            return sorted(self._drawn(step, self.positions))
+        return sorted([*range(self.objectives), *self._drawn(step, self.positions - self.objectives)])
 
     def expected_shares(self) -> tuple[float, ...]:
         """Long-run share of the positions of each objective under this presence (the law's own under

@@ -85,7 +85,7 @@ class LiveView:
             self._print(valid_line(record))
         elif isinstance(record, EventRecord) and record.event == "stopped":
             self._print(stopped_line(record))
-        elif isinstance(record, EventRecord) and record.event == "start":
+        elif isinstance(record, EventRecord) and record.event in ("start", "resume"):
             iters = record.fields.get("train_iters")
             self._train_iters = iters if isinstance(iters, int) else self._train_iters
             if "passes" in record.fields:

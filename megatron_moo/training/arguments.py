@@ -6,6 +6,7 @@ from typing import Any
 
 from megatron_moo.buckets.blocks import BLOCKS
 from megatron_moo.buckets.config import METRICS, RESCALES, ROW_DTYPES, MooConfig
+from megatron_moo.buckets.hierarchy import EXCHANGES
 from megatron_moo.buckets.wire import WIRES
 from megatron_moo.errors import MooError
 from megatron_moo.models.lora import TARGETS, lora_settings
@@ -28,6 +29,9 @@ FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--moo-rows", {"default": "fp32", "help": f"dtype of rows kept between slots: {', '.join(ROW_DTYPES)}"}),
     ("--moo-wire", {"default": "fp32", "help": f"dtype in which rows travel: {', '.join(WIRES)}"}),
     ("--moo-wire-feedback", {"action": "store_true", "help": "add to a row what the wire lost of the one before"}),
+    ("--moo-exchange", {"default": "auto", "help": f"how rows travel: {', '.join(EXCHANGES)}; auto: in two stages "
+      "where that sends less between nodes"}),
+    ("--moo-ranks-per-node", {"type": int, "metavar": "N", "help": "where ranks are (default: by their host names)"}),
     ("--moo-metric", {"default": "euclidean", "help": f"inner product of Gramians: {', '.join(METRICS)}"}),
     ("--moo-recompute", {"type": int, "nargs": "?", "const": 1, "default": 0, "metavar": "H", "help": "keep the rows "
       "of at most H slots (1 when no number follows) and repeat passes, to save memory; 0 keeps all"}),
@@ -156,4 +160,6 @@ def moo_config(args: Any, objectives: int) -> MooConfig:
         metric=args.moo_metric,
         wire=args.moo_wire,
         wire_feedback=args.moo_wire_feedback,
+        exchange=args.moo_exchange,
+        ranks_per_node=args.moo_ranks_per_node,
     )

@@ -95,11 +95,18 @@ class MetricsWriter:
             _write_scalars(writer, values, step)
 
     def log_step(
-        self, iteration: int, learning_rate: float, grad_norm: Any, skipped: bool, bytes_sent: int
+        self,
+        iteration: int,
+        learning_rate: float,
+        grad_norm: Any,
+        skipped: bool,
+        bytes_sent: int,
+        bytes_between_nodes: int,
     ) -> None:
         """Write the record of the step that just ended (called after Megatron's own log).
 
-        ``bytes_sent`` are this rank's of gradients, in all passes of the step.
+        ``bytes_sent`` are this rank's of gradients, in all passes of the step; ``bytes_between_nodes`` of them left its
+        node.
         """
         resolved = self.step.last
         if resolved is None or dist.get_rank() not in (0, dist.get_world_size() - 1):
@@ -107,7 +114,7 @@ class MetricsWriter:
         now = time.perf_counter()
         record = self._record(resolved, iteration, now)
         record |= {"lr": learning_rate, "grad_norm": _float(grad_norm), "skipped": skipped}
-        record["bytes_sent"] = bytes_sent
+        record |= {"bytes_sent": bytes_sent, "bytes_between_nodes": bytes_between_nodes}
         if dist.get_rank() == 0:
             self._append(record)
         if (writer := _tensorboard()) is not None:

@@ -59,7 +59,7 @@ class TrainingRun:
         self.seam.on_training_log(self._log)
         self.seam.carry_state(self._save, self._load)
         self.seam.initialise_in(platform.initialising)
-        self.seam.before_first_step = self._validate_untrained
+        self.seam.before_first_step = self._begin
         self.seam.around_forward = self._booked
 
     # What Megatron calls --------------------------------------------------------------------------------------------
@@ -112,17 +112,19 @@ class TrainingRun:
 
     # ----------------------------------------------------------------------------------------------------------------
 
+    def _begin(self, schedule: Any, kw: dict[str, Any]) -> None:
+        """Say what a step costs and, in a new run, where it starts from."""
+        step = int(self.args.curr_iteration)
+        known = {"step": step, "train_iters": self.args.train_iters, **self.step.cost()}
+        if step:
+            self.metrics.event("resume", **known)
+            return
+        self.metrics.event("start", **known, shares=self.feed.shares.tokens, notes=self.feed.notes)
+        self._validate_untrained(schedule, kw)
+
     @torch.no_grad()
     def _validate_untrained(self, schedule: Any, kw: dict[str, Any]) -> None:
         """Validate before the first step: Megatron itself validates only after some."""
-        self.metrics.event(
-            "start",
-            step=0,
-            train_iters=self.args.train_iters,
-            shares=self.feed.shares.tokens,
-            notes=self.feed.notes,
-            **self.step.cost(),
-        )
         chunks = kw["model"] if isinstance(kw["model"], list) else [kw["model"]]
         for chunk in chunks:
             chunk.eval()
@@ -192,7 +194,8 @@ class TrainingRun:
 
     def _log(self, **kw: Any) -> None:
         self.metrics.drawn = self.feed.drawn()
-        self.metrics.log_step(**kw, bytes_sent=self.seam.exchange.bytes_sent)
+        sent = self.seam.exchange
+        self.metrics.log_step(**kw, bytes_sent=sent.bytes_sent, bytes_between_nodes=sent.bytes_between_nodes)
 
     def _save(self) -> dict[str, Any]:
         state: dict[str, Any] = {"step": self.step.state_dict(), "objectives": list(self.step.objectives)}

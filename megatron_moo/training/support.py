@@ -180,6 +180,8 @@ SUPPORTED = """\
 | `--moo-recompute`, `--moo-every`, `--moo-observe` | `test_layouts.py`, `test_modes.py` |
 | gradient clipping and the logged gradient norm | `test_megatron.py` |
 | a language with NaN or infinite gradients | `test_bad_gradients.py` |
+| Megatron's rerun machine (`--rerun-mode`) | `test_megatron.py` |
+| experts that a language did not reach | `test_experts.py` |
 | frozen parameters and LoRA | `test_layouts.py` |
 | resuming, state of methods | `test_state.py`, `end_to_end/test_train.py` |
 """

@@ -22,6 +22,7 @@ class Case:
     Losses of the objectives in ``poison`` are multiplied by ``poison_with`` from step ``poison_from`` on.
     ``weights`` says where the initial values come from: parameter ``names`` or a tiny Llama of ``transformers``.
     ``turn`` moves every objective to another lane, ``ragged`` masks a different number of tokens everywhere.
+    ``together`` puts equal objectives side by side.
     ``dp`` counts data-parallel ranks; the world is tp x pp x cp x dp. Flags beyond the layout go to ``flags``.
     """
 
@@ -49,6 +50,9 @@ class Case:
     recompute: int = 0
     metric: str = "euclidean"
     wire: str = "fp32"
+    exchange: str = "flat"
+    ranks_per_node: int | None = None
+    together: bool = False
     poison: tuple[int, ...] = ()
     poison_with: float = float("nan")
     poison_from: int = 0
@@ -81,11 +85,11 @@ class Case:
         return self.dp // self.lanes
 
     def assignment(self, step: int) -> list[list[int]]:
-        """``[slots][lanes]`` objectives: every position in turn, shifted each step."""
-        return [
-            [(slot * self.lanes + lane + step + self.turn) % self.objectives for lane in range(self.lanes)]
-            for slot in range(self.slots)
-        ]
+        """``[slots][lanes]`` objectives: every position in turn, shifted each step; or equal ones side by side."""
+        places = range(self.slots * self.lanes)
+        flat = [(place + step + self.turn) % self.objectives for place in places]
+        flat = sorted(flat) if self.together else flat
+        return [flat[slot * self.lanes : (slot + 1) * self.lanes] for slot in range(self.slots)]
 
     def argv(self, alone: bool = False) -> list[str]:
         """Megatron's flags; ``alone`` drops the parallelism (the single-process reference)."""

@@ -42,7 +42,7 @@ def make_step(case: Case, method: Any = None) -> MooStep:
     config = MooConfig(
         case.method, case.options, case.block, case.slots, row_dtype=case.rows, seed=case.seed, exclude=case.exclude,
         observe=case.observe, every=case.every, recompute=case.recompute,
-        metric=case.metric, wire=case.wire,
+        metric=case.metric, wire=case.wire, exchange=case.exchange, ranks_per_node=case.ranks_per_node,
     )  # fmt: skip
     names = [f"language{k}" for k in range(case.objectives)]
     return make_step_class(case.observe, case.every)(
@@ -66,8 +66,9 @@ def build(case: Case, args: Any) -> tuple[list[Any], Any, Any]:
         cfg_container=pretrain_cfg_container_from_args(args),
         pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
     )
-    set_weights(model, case)
-    optimizer.reload_model_params()
+    if not args.load:
+        set_weights(model, case)
+        optimizer.reload_model_params()
     return model, optimizer, scheduler
 
 
@@ -89,12 +90,16 @@ def train_steps(
     broken: str | None = None,
     first: int = 0,
     state: dict[str, Any] | None = None,
+    reject_at: int | None = None,
+    save: bool = False,
 ) -> dict[str, Any]:
     """Train on this rank; returns the losses and, per parameter, its name, place and update of the last step.
 
     ``plain`` trains with Megatron's own reduce-scatter on the same batches. ``broken`` names a trap whose handling is
     taken out (``tests/distributed/traps.py``). ``first`` and ``state`` go on from an earlier run's step and its
-    ``state_dict``.
+    ``state_dict``; with ``--load`` among the flags it goes on from there instead. ``save`` writes a checkpoint
+    (``--save``) at the end. Under Megatron's rerun machine the loss of step ``reject_at`` is found wrong, and the step
+    runs again.
     """
     if broken is not None:
         from tests.distributed import traps
@@ -118,6 +123,7 @@ def train_steps(
     step.riders.append(lambda: book.take(torch.device("cpu")))
     step.losses_of = lambda riders: riders[0][:, 0] / riders[0][:, 1].clamp(min=1.0)
     model, optimizer, scheduler = build(case, args)
+    first = int(args.iteration) if args.load else first
     lanes = find_lanes(peer_groups(ps), ps.get_data_parallel_rank())
     config = get_model_config(model[0])
     config.grad_scale_func, config.timers = optimizer.scale_loss, get_timers()
@@ -130,10 +136,16 @@ def train_steps(
     for chunk in model:
         chunk.train()
     iterators = [batches_of_rank(case, lanes.lane, lanes.peer, first) for _ in model]
+    if args.rerun_mode != "disabled":
+        from megatron.core.rerun_state_machine import RerunDataIterator
+
+        iterators = [RerunDataIterator(iterator) for iterator in iterators]
     data: Any = iterators if len(model) > 1 else iterators[0]
     forward = partial(forward_step, record=lambda _batch: book.add)
-    poisoned = partial(poisoned_forward, case, forward) if case.poison else forward
-    clean = forward
+    clean = partial(rejected_forward, args, reject_at, forward) if reject_at is not None else forward
+    poisoned = partial(poisoned_forward, case, forward) if case.poison else clean
+    begun: list[int] = []
+    step.on_begin.append(begun.append)
     schedule = training.get_forward_backward_func()
     if args.overlap_param_gather:  # as train() does: the first step's parameters are whole already
         training.disable_forward_pre_hook(model, param_sync=False)
@@ -159,7 +171,12 @@ def train_steps(
             training.enable_forward_pre_hook(model)
     if args.overlap_param_gather:
         training.disable_forward_pre_hook(model)
+    if save:
+        from megatron.training.checkpointing import save_checkpoint
+
+        save_checkpoint(first + steps, model, optimizer, scheduler, 0)
     return {
+        "begun": begun,
         "losses": losses,
         "grad_norms": norms,
         "gramians": gramians,
@@ -173,6 +190,7 @@ def train_steps(
         "grads": own_grads(model),
         "params": {name: param.detach().clone() for c in model for param, name in global_names(c).items()},
         "bytes": seam.exchange.bytes_sent if seam else None,
+        "between": seam.exchange.bytes_between_nodes if seam else None,
     }
 
 
@@ -188,6 +206,22 @@ def poisoned_forward(case: Case, forward: Any, data: Any, model: Any) -> tuple:
         return loss * case.poison_with, tokens, report
 
     return output, spoiled
+
+
+def rejected_forward(args: Any, reject_at: int, forward: Any, data: Any, model: Any) -> tuple:
+    """A forward step in which a check of a team's own finds the loss of one step wrong (it is not fatal)."""
+    from megatron.core.rerun_state_machine import get_rerun_state_machine
+
+    output, loss_func = forward(data, model)
+
+    def checked(losses: torch.Tensor) -> tuple:
+        result = loss_func(losses)
+        get_rerun_state_machine().validate_result(
+            result[0].detach(), lambda _loss: args.curr_iteration == reject_at, "a check", fatal=False
+        )
+        return result
+
+    return output, checked
 
 
 def adam_state(optimizer: Any) -> list[torch.Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_moo.buckets import placement, seam, step
+from megatron_moo.buckets import placement, replay, seam, step
 from megatron_moo.buckets.blocks import Kind
 
 
@@ -80,3 +80,29 @@ def forget_kept_slots() -> None:
 def forget_instances() -> None:
     """Rows are not summed over distributed-optimizer instances."""
     step.sum_over = lambda tensors, group: None  # type: ignore[assignment]
+
+
+def put_buckets_together() -> None:
+    """All buckets of a virtual pipeline chunk stay in one group, whose second handle is dropped."""
+    seam._bucketing_kept = lambda stock: stock
+
+
+def forget_to_mask_bad_rows() -> None:
+    """A row that is not finite is combined with weight 0 (0 x NaN is NaN)."""
+    stock = step.combine
+    step.combine = lambda rows, weights, out, masked: stock(rows, weights, out, False)  # type: ignore[assignment]
+
+
+def gather_in_every_pass() -> None:
+    """Every pass of a step gathers the parameters again, though they have not changed."""
+    seam.keep_parameters = lambda chunks: None
+
+
+def forget_random_state() -> None:
+    """A repeated pass draws other dropout masks."""
+    replay._set_random_state = lambda state: None
+
+
+def resume_as_megatron_does() -> None:
+    """torch's Adam is loaded without the three repairs of ``make_resumable``."""
+    seam.make_resumable = lambda optimizer: None

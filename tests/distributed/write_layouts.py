@@ -14,7 +14,7 @@ from tests.distributed.assemble import errors, gramian_error
 from tests.distributed.case import Case
 from tests.distributed.matrix import CASES
 from tests.distributed.ranks import layout_worker, reference_worker
-from tests.distributed.test_traps import TRAPS
+from tests.distributed.test_traps import OTHERS, TRAPS
 from tests.pool import RankPool
 
 HEAD = """\
@@ -59,7 +59,7 @@ def main() -> None:
     text = HEAD + "".join(row(pool, case) for case in CASES)
     pool.close()
     text += TRAP_HEAD
-    for name, case in TRAPS:
+    for name, case in (*TRAPS, *OTHERS):
         what = (getattr(traps, name).__doc__ or "").strip().rstrip(".")
         text += f"| {what} | {case.name} | `{name}` |\n"
     Path(sys.argv[1]).write_text(text, encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -112,16 +113,42 @@ def test_bytes_between_nodes(tiny: Path) -> None:
     from megatron_moo.cluster import world
     from megatron_moo.cluster.traffic import traffic_of
 
-    found = settled(tiny, 64)
+    flat = ("--moo-exchange", "flat")
+    found = settled(tiny, 64, *flat)
     (stage,) = world.stages(found.args)
-    traffic = traffic_of(found, stage, 8)
+    traffic = traffic_of(found, stage)
     whole = 4 * stage.gradient_values
     assert traffic.sent == whole * 63 // 64 == traffic.ring
     assert traffic.between == traffic.sent * 56 // 63
     assert 8 * traffic.between / traffic.ring == pytest.approx(64 / 9, rel=1e-6)
-    assert traffic_of(found, stage, 64).between == 0
-    narrow = settled(tiny, 64, "--moo-wire", "bf16")
-    assert traffic_of(narrow, stage, 8).sent == traffic.sent // 2
+    assert traffic_of(dataclasses.replace(found, gpus_per_node=64), stage).between == 0
+    narrow = settled(tiny, 64, "--moo-wire", "bf16", *flat)
+    assert traffic_of(narrow, stage).sent == traffic.sent // 2
+
+
+def test_two_stages_send_less_than_a_ring_between_nodes(tiny: Path) -> None:
+    """Groups inside a node: (K - 1)/K / g of the bucket leaves it; as many bytes in all."""
+    from megatron_moo.cluster import world
+    from megatron_moo.cluster.memory import group_size
+    from megatron_moo.cluster.traffic import traffic_of
+
+    odd = settled(tiny, 64)
+    assert group_size(odd, world.stages(odd.args)[0].buffers[0]) == 1, "3 objectives do not divide 64 lanes"
+    with (tiny.parent / "languages.yaml").open("a", encoding="utf-8") as more:
+        more.write("  fi: {train: [fi.txt]}\n")
+    found = settled(tiny, 64)
+    (stage,) = world.stages(found.args)
+    size, traffic, whole = (
+        group_size(found, stage.buffers[0]),
+        traffic_of(found, stage),
+        4 * stage.gradient_values,
+    )
+    assert size > 1 and 64 // found.objectives % size == 0
+    assert traffic.sent == pytest.approx(whole * 63 / 64, rel=1e-9)
+    other = 64 // size
+    on_this_node = max(1, 8 // size)
+    assert traffic.between == pytest.approx(whole / 64 * (other - on_this_node), rel=1e-9)
+    assert size == 8 and traffic.between < traffic.ring_between
 
 
 def test_the_first_way_that_fits_is_told(tiny: Path) -> None:

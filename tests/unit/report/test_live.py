@@ -140,3 +140,10 @@ def test_the_cost_of_slots_is_printed_at_the_start() -> None:
     start = parse_record({"event": "start", "step": 0, "passes": 1, "kept_bytes": 0})
     assert isinstance(start, EventRecord)
     assert cost_line(start) == "1 pass a step, no rows kept between them (first rank)"
+
+
+def test_the_cost_is_printed_at_a_resume_too() -> None:
+    out = io.StringIO()
+    with LiveView(Console(file=out, width=200), 9) as view:
+        view.update(EventRecord("resume", 4, {"train_iters": 9, "passes": 2, "kept_bytes": 4_000_000}))
+    assert "2 passes a step, 4" in out.getvalue()

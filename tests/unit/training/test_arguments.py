@@ -13,7 +13,7 @@ from megatron_moo.training.arguments import FLAG_NAMES, add_moo_arguments, lane_
 EXPECTED = (
     "languages", "corpus", "run-dir", "moo-method", "moo-option", "moo-block", "moo-slots", "moo-presence",
     "moo-rescale", "moo-exclude", "moo-every", "moo-observe", "moo-rows",
-    "moo-wire", "moo-wire-feedback", "moo-metric", "moo-recompute",
+    "moo-wire", "moo-wire-feedback", "moo-exchange", "moo-ranks-per-node", "moo-metric", "moo-recompute",
     "moo-mixed", "moo-early-stop", "moo-patience",
     "lora-rank", "lora-alpha", "lora-targets", "lora-dropout", "freeze",
 )  # fmt: skip
@@ -93,6 +93,9 @@ def test_slots() -> None:
         (("--moo-rows", "fp8"), "--moo-rows"),
         (("--moo-metric", "sgd"), "--moo-metric"),
         (("--moo-wire", "int8"), "--moo-wire"),
+        (("--moo-exchange", "ring"), "--moo-exchange"),
+        (("--moo-exchange", "hierarchical", "--moo-observe"), "--moo-exchange"),
+        (("--moo-ranks-per-node", "0"), "--moo-ranks-per-node"),
         (("--moo-wire", "bf16", "--moo-observe"), "--moo-wire"),
         (("--moo-wire-feedback",), "--moo-wire-feedback"),
         (("--moo-wire", "fp8", "--moo-wire-feedback", "--moo-recompute"), "--moo-wire-feedback"),
