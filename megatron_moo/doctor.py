@@ -160,12 +160,17 @@ def choose(facts: Facts) -> Facts:
     """What a run on this machine uses; the same rule as ``megatron_moo.training.platform``.
 
     Returns:
-        ``platform`` (``cuda`` or ``cpu``), ``backend`` (``nccl`` or ``gloo``), ``layer_spec``.
+        ``platform`` (``cuda`` or ``cpu``), ``backend`` (``nccl`` or ``gloo``), ``layer_spec``, ``adam`` (whose), and
+        ``fused`` (what the packages add).
     """
+    engine = facts["transformer_engine"]["installed"]
+    apex = facts["apex"]["installed"] and not facts["apex"].get("foreign")
+    adam = "Transformer Engine" if engine else "Apex" if apex else "torch"
     if not facts["torch"].get("gpus"):
-        return {"platform": "cpu", "backend": "gloo", "layer_spec": "local"}
-    spec = "transformer_engine" if facts["transformer_engine"]["installed"] else "local"
-    return {"platform": "cuda", "backend": "nccl", "layer_spec": spec}
+        return {"platform": "cpu", "backend": "gloo", "layer_spec": "local", "adam": adam, "fused": []}
+    spec = "transformer_engine" if engine else "local"
+    fused = ["norms", "attention", "FP8 by --fp8-format"] if engine else ["LayerNorm"] if apex else []
+    return {"platform": "cuda", "backend": "nccl", "layer_spec": spec, "adam": adam, "fused": fused}
 
 
 def find_problems(facts: Facts) -> list[dict[str, str]]:
@@ -312,7 +317,9 @@ def show(facts: Facts) -> None:
     for item in facts["warnings"]:
         screen.print(Text(f"Note: {item['what']}; {item['todo']}"), style="yellow")
     run = facts["run"]
-    verdict = f"platform {run['platform']}, backend {run['backend']}, layer spec {run['layer_spec']}"
+    fused = f" (fused: {', '.join(run['fused'])})" if run["fused"] else ""
+    verdict = f"platform {run['platform']}, backend {run['backend']}, layer spec {run['layer_spec']}{fused}"
+    verdict += f", Adam of {run['adam']}"
     verdict = "No run is possible here yet." if facts["problems"] else f"A run here will use: {verdict}"
     screen.print(Text(verdict), style="bold")
 

@@ -84,21 +84,22 @@ def layer_spec(config: Any, vp_stage: int | None = None) -> Any:
 
 
 def _with_our_modules(spec: Any, config: Any) -> Any:
-    """Put our norm and attention where Megatron's local spec has torch's norm and its own attention."""
+    """Put our norm (or Apex's) and our attention where Megatron's local spec has torch's norm and its own attention."""
     from megatron_moo.models.modules.attention import CoreAttention
-    from megatron_moo.models.modules.norm import Norm
+    from megatron_moo.models.modules.norm import local_norm
 
+    norm = local_norm(config)
     for layer in spec.layer_specs:
         parts = layer.submodules
-        parts.input_layernorm = parts.pre_mlp_layernorm = Norm
+        parts.input_layernorm = parts.pre_mlp_layernorm = norm
         attention = parts.self_attention.submodules
         if config.softmax_type == "vanilla":
             attention.core_attention = CoreAttention
         if config.qk_layernorm:
-            attention.q_layernorm = attention.k_layernorm = Norm
+            attention.q_layernorm = attention.k_layernorm = norm
         if config.num_moe_experts and config.add_bias_linear:
             from megatron_moo.models.modules.spec import biased_experts
 
             biased_experts(parts.mlp)
-    spec.layer_norm = Norm
+    spec.layer_norm = norm
     return spec

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -14,8 +16,12 @@ from typing import Any
 from rich.console import Console
 
 from megatron_moo.errors import MooError
+from megatron_moo.training import platform
+from megatron_moo.training.agree import Refused, meeting_store, plan_together
+from megatron_moo.training.fused import describe
 from megatron_moo.training.plan import RunPlan, plan_run
-from megatron_moo.training.recipe import load_recipe, to_argv
+from megatron_moo.training.recipe import Recipe, load_recipe, to_argv
+from megatron_moo.training.where import Where, check_where, device, export, find_where, notes, visible_gpus
 
 _ERROR_LINE = re.compile(r"megatron-moo: error: (.*)")
 _RANK = re.compile(r"^\[rank\d+\]:\s?")
@@ -25,38 +31,57 @@ _EXCEPTION = re.compile(r"^[\w.]*(?:Error|Exception|Interrupt)\b")
 def train(recipe_path: Path, flags: list[str], runs: Path = Path("runs")) -> int:
     """Run a recipe; ``flags`` win over it. Returns the exit status of the ranks.
 
-    Inside torchrun or srun (``RANK`` is set) this process is one of the ranks and trains itself.
+    Inside torchrun or an srun of several tasks this process is one of the ranks and trains itself; elsewhere it starts
+    the ranks of this machine.
 
     Raises:
         MooError: before any rank trains, for anything a user can mend.
     """
-    console = Console(stderr=False, highlight=False)
+    console = Console(stderr=False, highlight=False, soft_wrap=True)
     recipe = load_recipe(recipe_path, flags)
-    if "RANK" in os.environ:
-        return _be_a_rank(plan_run(recipe, runs, lambda text: None))
-    plan = plan_run(recipe, runs, lambda text: console.print(f"megatron-moo: {text} …"))
-    console.print(f"megatron-moo: {plan.summary}")
-    console.print(f"megatron-moo: run folder {os.path.relpath(plan.run_dir)}")
-    for note in plan.notes:
-        console.print(f"megatron-moo: warning: {note}", markup=False, soft_wrap=True)
-    done = last_step(plan.run_dir)
-    if done >= plan.train_iters:
-        console.print(f"megatron-moo: all {done} steps are done; move the folder away to start again")
-        _finish(console, plan)
-        return 0
-    if _stopped_like(plan):
-        console.print(
-            f"megatron-moo: {_stopped_line(plan)}; raise --moo-patience or take --moo-early-stop away to go on"
-        )
+    where = find_where(os.environ)
+    if where is not None:
+        return _be_a_rank(console, where, recipe, runs)
+    plan, done = _make_plan(console, recipe, runs)
+    console.print(
+        f"megatron-moo: {plan.world} rank{'s' * (plan.world > 1)} on {socket.gethostname()}, started from here, "
+        f"{device(0)}; {describe(plan.flags)}"
+    )
+    _warn(console, notes(None, os.environ, 0))
+    if done is not None:
+        console.print(f"megatron-moo: {done}")
         _finish(console, plan)
         return 0
     status = _run_ranks(console, plan)
+    _conclude(console, plan, status)
+    return status
+
+
+def _make_plan(console: Console, recipe: Recipe, runs: Path) -> tuple[RunPlan, str | None]:
+    """The plan, told; and why nothing is left to do, or None."""
+    plan = plan_run(recipe, runs, lambda text: console.print(f"megatron-moo: {text} …"))
+    console.print(f"megatron-moo: {plan.summary}")
+    console.print(f"megatron-moo: run folder {os.path.relpath(plan.run_dir)}")
+    _warn(console, plan.notes)
+    done = last_step(plan.run_dir)
+    if done >= plan.train_iters:
+        return plan, f"all {done} steps are done; move the folder away to start again"
+    if _stopped_like(plan):
+        return plan, f"{_stopped_line(plan)}; raise --moo-patience or take --moo-early-stop away to go on"
+    return plan, None
+
+
+def _warn(console: Console, lines: list[str]) -> None:
+    for line in lines:
+        console.print(f"megatron-moo: warning: {line}", markup=False)
+
+
+def _conclude(console: Console, plan: RunPlan, status: int) -> None:
     _finish(console, plan)
     if status == 0 and _stopped_like(plan):
         console.print(f"megatron-moo: {_stopped_line(plan)}")
     elif last_step(plan.run_dir) < plan.train_iters:
         console.print("megatron-moo: stopped before the last step; run the same command again to go on")
-    return status
 
 
 def last_step(run_dir: Path) -> int:
@@ -96,11 +121,51 @@ def _stopped_line(plan: RunPlan) -> str:
     return stopped_line(_stopped(plan))
 
 
-def _be_a_rank(plan: RunPlan) -> int:
+def _be_a_rank(console: Console, where: Where, recipe: Recipe, runs: Path) -> int:
+    """Be a rank that another launcher started; rank 0 plans for all, and writes the report at the end."""
+    if where.launcher == "srun":  # torchrun does the same for its ranks
+        os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
+    gpus = visible_gpus()
+    check_where(where, recipe.values.get("nproc"), gpus)
+    export(where, os.environ, gpus)
+    if where.rank != 0:
+        _import_ahead()
+    store = meeting_store()  # kept until the end: on rank 0 it is the one that Megatron's process group uses
+    try:
+        plan, done = plan_together(where, recipe, lambda: _make_plan(console, recipe, runs), store)
+    except Refused:
+        return 2
+    console.print(
+        f"megatron-moo: {where.line(device(int(os.environ['LOCAL_RANK'])))}; {describe(plan.flags)}"
+    )
+    if where.local_rank == 0:
+        _warn(console, notes(where, os.environ, gpus))
+    if done is not None:
+        if where.rank == 0:
+            console.print(f"megatron-moo: {done}")
+        return 0
+    status = _train_here(plan)
+    if where.rank == 0 and status == 0:
+        _conclude(console, plan, status)
+    return status
+
+
+def _import_ahead() -> None:
+    """Import what training needs while rank 0 plans: both take seconds."""
+    platform.prepare()
+    with platform.quiet():
+        importlib.import_module("megatron.training.training")
+
+
+def _train_here(plan: RunPlan) -> int:
+    """Train in this process; Megatron leaves by ``sys.exit`` when a signal or a limit ends a run early."""
     from megatron_moo.training.main import main
 
     sys.argv = [sys.argv[0], *to_argv(plan.flags)]
-    return main()
+    try:
+        return main()
+    except SystemExit as ending:
+        return ending.code if isinstance(ending.code, int) else int(ending.code is not None)
 
 
 def _run_ranks(console: Console, plan: RunPlan) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from typing import Any
 
 from megatron_moo.errors import MooError
 from megatron_moo.training import platform
@@ -10,6 +13,7 @@ from megatron_moo.training import platform
 
 def main() -> int:
     """Train with Megatron's own ``pretrain()``; the flags are in ``sys.argv``."""
+    signal.signal(signal.SIGUSR1, _as_sigterm)
     platform.prepare()
     with platform.quiet():
         from megatron.core.enums import ModelType
@@ -32,6 +36,11 @@ def main() -> int:
     )
     run.end()
     return 0
+
+
+def _as_sigterm(_signal: int, _frame: Any) -> None:
+    """SLURM's ``--signal=USR1`` is one more way to be asked to end; Megatron knows a single signal, SIGTERM."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def entry() -> int:

@@ -17,6 +17,7 @@ import yaml
 from megatron_moo.errors import MooError
 from megatron_moo.training import platform
 from megatron_moo.training.arguments import FLAG_NAMES, add_moo_arguments, lane_count, moo_config, slot_count
+from megatron_moo.training.fused import check_fp8
 from megatron_moo.training.recipe import DEFAULTS, REQUIRED, Recipe, check_keys, to_argv
 from megatron_moo.training.support import check_supported
 
@@ -81,6 +82,7 @@ def plan_run(recipe: Recipe, runs: Path, progress: Callable[[str], None]) -> Run
     args = _parse(values, world)
     lanes = lane_count(args)
     check_supported(args)
+    check_fp8(args, values)
     run_dir = Path(values.get("run-dir") or runs / recipe.name)
     before = _claimed(run_dir)
     args.moo_slots = _slots(args.moo_slots, len(manifest.objectives), lanes, before)

@@ -23,10 +23,9 @@ CPU_FLAGS: dict[str, Any] = {
     "no-rope-fusion": True,
     "no-persist-layer-norm": True,
 }
-# A GPU without Transformer Engine and Apex: Megatron's local spec without the fusions that those packages bring.
+# A GPU without Transformer Engine: Megatron's local spec without the fusions that other packages bring (fused.py).
 LOCAL_GPU_FLAGS: dict[str, Any] = {
     "transformer-impl": "local",
-    "no-gradient-accumulation-fusion": True,
     "no-masked-softmax-fusion": True,
     "no-rope-fusion": True,
     "no-persist-layer-norm": True,
@@ -54,7 +53,9 @@ def default_flags() -> dict[str, Any]:
     """Megatron flags for this machine; a recipe may override them."""
     if not has_gpu():
         return dict(CPU_FLAGS)
-    return {"transformer-impl": "transformer_engine"} if has_transformer_engine() else dict(LOCAL_GPU_FLAGS)
+    from megatron_moo.training import fused
+
+    return fused.engine_flags() if has_transformer_engine() else fused.local_flags()
 
 
 def prepare() -> None:

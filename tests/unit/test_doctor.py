@@ -55,16 +55,33 @@ def metadata(name: str, version: str) -> dict[str, str]:
 def test_a_healthy_cpu_machine_can_run() -> None:
     found = facts()
 
-    assert found["run"] == {"platform": "cpu", "backend": "gloo", "layer_spec": "local"}
+    assert found["run"] == {
+        "platform": "cpu", "backend": "gloo", "layer_spec": "local", "adam": "torch", "fused": [],
+    }  # fmt: skip
     assert found["problems"] == []
     assert found["warnings"] == []
 
 
-@pytest.mark.parametrize(("te", "spec"), [(False, "local"), (True, "transformer_engine")])
-def test_a_gpu_machine_uses_nccl_and_transformer_engine_when_there(te: bool, spec: str) -> None:
-    found = facts(torch={"gpus": ONE_GPU}, transformer_engine={"installed": te, "version": "2.9"})
+@pytest.mark.parametrize(
+    ("te", "apex", "expected"),
+    [
+        (False, {}, ("local", "torch", [])),
+        (False, {"installed": True, "version": "0.1"}, ("local", "Apex", ["LayerNorm"])),
+        (False, {"installed": True, "version": "0.9", "foreign": True}, ("local", "torch", [])),
+        (
+            True,
+            {},
+            ("transformer_engine", "Transformer Engine", ["norms", "attention", "FP8 by --fp8-format"]),
+        ),
+    ],
+)
+def test_a_gpu_machine_uses_nccl_and_what_is_there(te: bool, apex: dict[str, Any], expected: tuple) -> None:
+    engine = {"installed": te, "version": "2.9"}
+    found = facts(torch={"gpus": ONE_GPU}, transformer_engine=engine, apex=apex)
 
-    assert found["run"] == {"platform": "cuda", "backend": "nccl", "layer_spec": spec}
+    run = found["run"]
+    assert (run["platform"], run["backend"]) == ("cuda", "nccl")
+    assert (run["layer_spec"], run["adam"], run["fused"]) == expected
     assert found["problems"] == []
 
 

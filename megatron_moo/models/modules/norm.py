@@ -47,3 +47,21 @@ class Norm(torch.nn.Module):
         if self.rms:
             return functional.rms_norm(x, self.shape, weight, self.eps)
         return functional.layer_norm(x, self.shape, weight, self.bias, self.eps)
+
+
+def local_norm(config: Any) -> type[torch.nn.Module]:
+    """Norm of the local spec: Apex's fused LayerNorm (in Megatron's module) where it is installed, else :class:`Norm`.
+
+    Apex's has no RMSNorm that Megatron uses, no LayerNorm without a bias, and no CPU (which initialises there).
+    """
+    from megatron.core.fusions.fused_layer_norm import HAVE_FUSED_LAYER_NORM, FusedLayerNorm
+
+    bias = getattr(getattr(config, "moo", None), "norm_bias", True)
+    if (
+        HAVE_FUSED_LAYER_NORM
+        and config.normalization == "LayerNorm"
+        and bias
+        and not config.use_cpu_initialization
+    ):
+        return FusedLayerNorm
+    return Norm
