@@ -113,6 +113,8 @@ def train_steps(
     from megatron_moo.training.forward import forward_step
 
     args = start(case)
+    if plain and args.virtual_pipeline_model_parallel_size:
+        args.ddp_reduce_scatter_with_fp32_accumulation = False  # Megatron itself fails with it there
     step = make_step(case, method)
     if state is not None:
         step.load_state_dict(state)
@@ -150,6 +152,7 @@ def train_steps(
     if args.overlap_param_gather:  # as train() does: the first step's parameters are whole already
         training.disable_forward_pre_hook(model, param_sync=False)
     losses, gramians, weights, norms = [], [], [], []
+    initial = [param.detach().clone() for chunk in model for param in chunk.parameters()]
     for iteration in range(first, first + steps):
         args.curr_iteration = iteration
         losses_reduced, *_, grad_norm, _zeros, _logit = training.train_step(
@@ -177,6 +180,10 @@ def train_steps(
         save_checkpoint(first + steps, model, optimizer, scheduler, 0)
     return {
         "begun": begun,
+        "moved": max(
+            float((param.detach() - before).abs().max())
+            for param, before in zip((p for c in model for p in c.parameters()), initial, strict=True)
+        ),
         "losses": losses,
         "grad_norms": norms,
         "gramians": gramians,

@@ -53,9 +53,11 @@ def test_token_is_megatrons_own_training(pool: RankPool, case: Case) -> None:
     check_token(pool, case)
 
 
-# Not here: rows in bf16 (rounded), and parameters that stay at the mean, which is not the mean over tokens.
+# Not here: rows or parameters in bf16 (rounded), and parameters that stay at the mean, which is not that over tokens.
 EVERY_LAYOUT = tuple(
-    case for case in CASES if case.rows == "fp32" and case.exclude is None and case not in LAYOUTS
+    case
+    for case in CASES
+    if case.rows == "fp32" and "--bf16" not in case.flags and case.exclude is None and case not in LAYOUTS
 )
 
 
@@ -69,9 +71,10 @@ def test_token_is_megatrons_own_training_at_every_layout(pool: RankPool, case: C
 def check_token(pool: RankPool, case: Case) -> None:
     case = dataclasses.replace(case, method="token")
     ours = losses_of(pool.run(layout_worker, case.world, case, steps=20, timeout=120))
-    plain = losses_of(pool.run(layout_worker, case.world, case, steps=20, plain=True, timeout=120))
+    ranks = pool.run(layout_worker, case.world, case, steps=20, plain=True, timeout=120)
+    plain = losses_of(ranks)
     assert len(ours) == 20
-    assert plain[-1] < plain[0] - 0.05, "the model must move, or equality says nothing"
+    assert min(rank["moved"] for rank in ranks) > 5e-3, "the model must move, or equality says nothing"
     torch.testing.assert_close(
         torch.tensor(ours), torch.tensor(plain), rtol=1e-6 if case.dp <= 2 else 1e-5, atol=0
     )
