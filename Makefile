@@ -4,10 +4,12 @@ SHELL := bash
 .DEFAULT_GOAL := help
 
 ARGS ?=
+BUDGET ?= 30m
+HELP_TEXT := examples/libreoffice-help/data
 TESTS ?= tests
 VENV := .venv/bin
 
-.PHONY: help setup train test test-slow lint bench clean
+.PHONY: help setup train test test-slow lint bench experiment clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -32,6 +34,10 @@ lint: setup  ## check style and types: ruff and mypy
 
 bench: setup  ## run the benchmarks of bench/ (ARGS="bench/one.py" runs one)
 	@bash scripts/bench.sh $(ARGS)
+
+experiment: setup  ## methods against tuned baselines over paired seeds, written to docs/results.md (BUDGET=30m|3h|overnight)
+	@test -d $(HELP_TEXT)/train || $(VENV)/megatron-moo data prepare libreoffice-help --out $(HELP_TEXT)
+	@OMP_NUM_THREADS=1 $(VENV)/megatron-moo experiment --budget $(BUDGET) --page docs/results.md $(ARGS)
 
 clean:  ## remove caches and build output; .venv/ and runs/ stay
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage

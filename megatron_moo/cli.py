@@ -15,6 +15,7 @@ _ROOMS = (
     "megatron_moo.data.cli",
     "megatron_moo.report.cli",
     "megatron_moo.doctor",
+    "megatron_moo.experiment.cli",
     "megatron_moo.cluster.cli",
 )
 

@@ -49,6 +49,11 @@ class Setting:
     def tokens_per_step(self) -> int:
         return len(SEEN) * self.micro_batch * self.seq
 
+    def parameters(self, vocab: int = 260) -> int:
+        """Values of the model: tied embedding (padded vocabulary), attention, SwiGLU and norms."""
+        layer = 4 * self.hidden**2 + 3 * self.hidden * self.ffn + 2 * self.hidden
+        return vocab * self.hidden + self.layers * layer + self.hidden
+
     def lr(self, peak: float, step: int) -> float:
         """Megatron's schedule (linear warm-up from 0, cosine) at a step counted from 0."""
         rise = self.warmup * self.steps

@@ -126,3 +126,21 @@ def test_the_loop_is_that_of_the_train_command(
         abs(a - b) for one, other in zip(theirs, ours, strict=True) for a, b in zip(one, other, strict=True)
     )
     assert gap <= 1e-5, (theirs, ours)
+
+
+@pytest.mark.slow
+def test_three_minutes(folder: Path, tmp_path: Path) -> None:
+    command = [
+        COMMAND, "experiment", "--budget", "3m", "--data", folder / "source", "--out", tmp_path / "run",
+        "--page", tmp_path / "results.md",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (tmp_path / "results.md").read_text()
+    assert "over 2 paired seeds" in page and "## Conflict beside its noise floor" in page
+    cells = (tmp_path / "run" / "cells.jsonl").read_text().splitlines()
+    again = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, check=False)
+    assert again.returncode == 0
+    assert (tmp_path / "run" / "cells.jsonl").read_text().splitlines() == cells  # everything was done
+    assert (tmp_path / "results.md").read_text() == page
