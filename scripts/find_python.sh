@@ -27,6 +27,7 @@ while read -r candidate; do take "$candidate"; done < <(type -aP python3.12 pyth
 
 for root in "${PYENV_ROOT:-}" "${HOME:-/root}/.pyenv"; do
     [[ -d "$root/versions" ]] || continue
+    # shellcheck disable=SC2012  # ls sorts versions, and pyenv's folders have plain names
     while read -r candidate; do take "$candidate"; done < <(ls -1dv "$root"/versions/3.12*/bin/python 2>/dev/null | tac)
 done
 
