@@ -9,17 +9,19 @@ FROM ${BASE_IMAGE}
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 
 # Runs, corpora and checkpoints are written as this user; give its number of your cluster's account at build time.
-ARG UID=10001
-RUN useradd --uid "${UID}" --create-home --shell /bin/bash moo \
+# (not UID: bash keeps that name for itself)
+ARG MOO_UID=10001
+RUN useradd --uid "${MOO_UID}" --create-home --shell /bin/bash moo \
     && install -d -o moo -g moo /workspace
 
 # Packages change rarely and are large; the source changes often and is small. Two layers.
 COPY pyproject.toml constraints.txt scripts/container_packages.py /opt/megatron_moo/
 WORKDIR /opt/megatron_moo
 # What the base brings (its own torch, built with its NCCL and Transformer Engine) stays as it is.
-RUN python container_packages.py > /tmp/packages.txt \
-    && python -m pip install --no-cache-dir -r /tmp/packages.txt \
-    && rm /tmp/packages.txt
+RUN python container_packages.py requirements > /tmp/requirements.txt \
+    && python container_packages.py constraints > /tmp/constraints.txt \
+    && python -m pip install --no-cache-dir -r /tmp/requirements.txt -c /tmp/constraints.txt \
+    && rm /tmp/requirements.txt /tmp/constraints.txt
 
 COPY setup.py README.md LICENSE /opt/megatron_moo/
 COPY megatron_moo /opt/megatron_moo/megatron_moo
@@ -31,7 +33,7 @@ RUN python -m pip install --no-cache-dir --no-deps --no-build-isolation .
 ENV PYTHONUNBUFFERED=1 \
     TRITON_CACHE_DIR=/tmp/triton
 # By number: a cluster's runtime cannot look up names of the image.
-USER ${UID}
+USER ${MOO_UID}
 WORKDIR /workspace
 # `doctor` fails where no run is possible: a package that does not import, a torch without the backend that is needed.
 HEALTHCHECK --interval=10m --timeout=3m --start-period=3m --retries=2 CMD ["megatron-moo", "doctor"]

@@ -1,7 +1,8 @@
-"""Print what pip has to install in a container: the project's requirements at the tested releases.
+"""Print what pip is told in a container: ``requirements``, or ``constraints`` at the tested releases.
 
-What the base image brings stays: NVIDIA's builds of torch and numpy belong to its NCCL and Transformer Engine, and a
-wheel from the index would replace them. Needs the standard library alone.
+What the base image brings stays: NVIDIA's builds of torch, numpy and Triton belong to its NCCL and Transformer Engine,
+and a wheel from the index would replace them. Other packages of the base may be updated where a requirement asks for
+that. Needs the standard library alone.
 """
 
 from __future__ import annotations
@@ -12,31 +13,37 @@ import tomllib
 from importlib.metadata import distributions
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
+KEEP = ("torch", "numpy", "triton")
 
 
 def normal(name: str) -> str:
+    """A project's name as the index compares it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def main(folder: Path) -> list[str]:
-    """Lines of a requirements file: what is asked for, then the pins of what the base does not bring."""
+def requirements(folder: Path) -> list[str]:
+    """What running needs, and what building the package needs."""
     project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
-    pins = [
-        line.split("#")[0].strip()
-        for line in (folder / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    ]
-    have = {
-        normal(found.metadata["Name"]): found.version for found in distributions() if found.metadata["Name"]
-    }
-    pinned = {normal(pin.split("==")[0]): pin.split("==")[1] for pin in pins if "==" in pin}
-    # The base's own versions are pinned too, so that no requirement of a requirement moves them.
-    kept = {name: have.get(name, release) for name, release in pinned.items()}
-    kept |= {name: have[name] for name in ("torch", "numpy", "triton") if name in have}
-    lines = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
-    asked = {normal(re.split(r"[\[<>=]", line)[0]) for line in lines}
-    return [*lines, *(f"{name}=={kept[name]}" for name in sorted(asked & set(kept)) if name not in have)]
+    return [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+
+
+def constraints(folder: Path, have: dict[str, str]) -> list[str]:
+    """The tested release of every package that the base does not bring, and the base's own of :data:`KEEP`."""
+    lines = (folder / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    tested = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+    found = [f"{name}=={release}" for name, release in tested.items() if normal(name) not in have]
+    return [*found, *(f"{name}=={have[name]}" for name in KEEP if name in have)]
+
+
+def main(what: str, folder: Path) -> list[str]:
+    """Lines of a file for pip."""
+    if what == "requirements":
+        return requirements(folder)
+    found = ((dist.metadata["Name"], dist.version) for dist in distributions())
+    return constraints(folder, {normal(name): version for name, version in found if name})
 
 
 if __name__ == "__main__":
-    sys.stdout.write("\n".join(main(HERE)) + "\n")
+    here = Path(__file__).resolve().parent
+    root = here if (here / "pyproject.toml").exists() else here.parent
+    sys.stdout.write("\n".join(main(sys.argv[1], root)) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -257,3 +258,17 @@ def test_the_dockerfile_is_clean() -> None:
         [tool("hadolint"), "Dockerfile"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0 and done.stdout == "", done.stdout
+
+
+def test_a_container_keeps_the_bases_torch() -> None:
+    spec = importlib.util.spec_from_file_location("packages", ROOT / "scripts" / "container_packages.py")
+    assert spec is not None and spec.loader is not None
+    packages = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(packages)
+    asked = packages.requirements(ROOT)
+    assert "megatron-core[training]==0.19.2" in asked and any(line.startswith("setuptools") for line in asked)
+    plain = packages.constraints(ROOT, {})
+    assert "torch==2.13.0" in plain and "megatron-core==0.19.2" in plain
+    base = packages.constraints(ROOT, {"torch": "2.12.0a0+nv26.5", "numpy": "2.1.0", "pyyaml": "6.0.1"})
+    assert "torch==2.12.0a0+nv26.5" in base and "numpy==2.1.0" in base and "megatron-core==0.19.2" in base
+    assert not [line for line in base if line.startswith(("torch==2.13", "PyYAML", "numpy==2.5"))]
