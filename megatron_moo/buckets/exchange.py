@@ -23,21 +23,24 @@ import torch.distributed as dist
 
 from megatron_moo.buckets.blocks import BucketPlan
 from megatron_moo.buckets.hierarchy import pack_for_group, sum_of_group
+from megatron_moo.buckets.phases import Phases, SideStream
 from megatron_moo.buckets.wire import Wire
 
 
 class Arrival:
     """The handle that Megatron waits on; waiting passes the rows on, once."""
 
-    def __init__(self, work: Any, arrived: Callable[[], None], waited: Callable[[float], None]) -> None:
-        self._work, self._arrived, self._waited = work, arrived, waited
+    def __init__(self, work: Any, arrived: Callable[[], None], phases: Phases) -> None:
+        self._work, self._arrived, self._phases = work, arrived, phases
+        self._started = time.perf_counter()
 
     def wait(self) -> None:
         """Wait for the rows, then pass them on."""
         if self._work is not None:
-            started = time.perf_counter()
-            self._work.wait()
-            self._waited(time.perf_counter() - started)
+            self._phases.hide(time.perf_counter() - self._started)
+            with self._phases("exchange"):
+                self._work.wait()
+            self._work = None
         arrived, self._arrived = self._arrived, _nothing
         arrived()
 
@@ -65,7 +68,7 @@ class Exchange:
         self._plans: dict[int, BucketPlan] = {}
         self._free: list[torch.Tensor] = []
         self._wire: Wire | None = None
-        self.seconds = 0.0
+        self._side: SideStream | None = None
         self.bytes_sent = 0
         self.bytes_between_nodes = 0
 
@@ -76,7 +79,7 @@ class Exchange:
 
     def reset(self) -> None:
         """Start counting a new step."""
-        self.seconds, self.bytes_sent, self.bytes_between_nodes = 0.0, 0, 0
+        self.bytes_sent, self.bytes_between_nodes = 0, 0
 
     def __call__(
         self,
@@ -96,42 +99,59 @@ class Exchange:
                 return self._reduce(output, input, op=op, group=group, async_op=async_op)
 
             return self._step.reduce_scaled(plan, reduce) or (Done() if async_op else None)
-        started = time.perf_counter()
-        work, wire = None, self._wire_of(plan)
+        if self._side is None:
+            self._side = SideStream(input.device)
+        if not self._side.exists:
+            arrival = self._send(plan, group, async_op)
+            if async_op:
+                return arrival
+            arrival.wait()
+            return None
+        with self._side.behind(), self._step.phases.beside():
+            self._send(plan, group, async_op=True).wait()
+        return Done() if async_op else None
+
+    def join(self) -> None:
+        """Let the current stream wait for every exchange of the pass."""
+        if self._side is not None and self._side.exists:
+            with self._step.phases("exchange"):
+                self._side.join()
+
+    def _send(self, plan: BucketPlan, group: dist.ProcessGroup | None, async_op: bool) -> Arrival:
+        """Start a bucket's exchange (its first stage where there are two)."""
+        work, wire, phases = None, self._wire_of(plan), self._step.phases
         then = partial(self._arrived, plan)
-        if plan.members == 1:
-            sent = received = input
-        elif plan.group > 1:
-            sent = pack_for_group(plan, self._take(input))
-            received = self._take(sent)
-            work = dist.all_to_all_single(received, sent, group=plan.hierarchy.inside, async_op=async_op)
-            first = plan.rank - plan.rank % plan.group
-            self._count_bytes(plan, sent, range(first, first + plan.group))
-            then = partial(self._across, plan)
-        else:
-            sent = input if wire is None else wire.pack(plan.rows, self._key(plan), self._step.objective)
-            received = self._take(sent)
-            work = dist.all_to_all_single(received, sent.view(-1), group=group, async_op=async_op)
-            self._count_bytes(plan, sent, range(plan.members))
-        self._count(time.perf_counter() - started)
-        arrival = Arrival(work, partial(then, received, sent), self._count)
-        if async_op:
-            return arrival
-        arrival.wait()
-        return None
+        with phases("exchange"):
+            if plan.members == 1:
+                sent = received = plan.grad
+            elif plan.group > 1:
+                sent = pack_for_group(plan, self._take(plan.grad))
+                received = self._take(sent)
+                inside = plan.hierarchy.inside
+                work = dist.all_to_all_single(received, sent, group=inside, async_op=async_op)
+                first = plan.rank - plan.rank % plan.group
+                self._count_bytes(plan, sent, range(first, first + plan.group))
+                then = partial(self._across, plan)
+            else:
+                sent = (
+                    plan.grad if wire is None else wire.pack(plan.rows, self._key(plan), self._step.objective)
+                )
+                received = self._take(sent)
+                work = dist.all_to_all_single(received, sent.view(-1), group=group, async_op=async_op)
+                self._count_bytes(plan, sent, range(plan.members))
+        return Arrival(work, partial(then, received, sent), phases)
 
     def _across(self, plan: BucketPlan, received: torch.Tensor, sent: torch.Tensor) -> None:
         """Stage 2 of the hierarchical exchange: sum the group's rows and exchange them across objectives."""
-        started = time.perf_counter()
-        rows = sum_of_group(received, plan.group).view(-1, plan.shard)
-        self._release(received)
-        self._release(sent)
-        wire = self._wire_of(plan)
-        out = rows if wire is None else wire.pack(rows, self._key(plan), self._step.objective)
-        arrived = self._take(out)
-        dist.all_to_all_single(arrived, out.view(-1), group=plan.hierarchy.across)
-        self._count_bytes(plan, out, range(plan.rank % plan.group, plan.members, plan.group))
-        self._count(time.perf_counter() - started)
+        with self._step.phases("exchange"):
+            rows = sum_of_group(received, plan.group).view(-1, plan.shard)
+            self._release(received)
+            self._release(sent)
+            wire = self._wire_of(plan)
+            out = rows if wire is None else wire.pack(rows, self._key(plan), self._step.objective)
+            arrived = self._take(out)
+            dist.all_to_all_single(arrived, out.view(-1), group=plan.hierarchy.across)
+            self._count_bytes(plan, out, range(plan.rank % plan.group, plan.members, plan.group))
         self._arrived(plan, arrived, out)
 
     def _count_bytes(self, plan: BucketPlan, sent: torch.Tensor, members: range) -> None:
@@ -152,10 +172,9 @@ class Exchange:
         """
         wire = self._wire_of(plan)
         if wire is not None:
-            started = time.perf_counter()
-            rows = wire.unpack(plan.rows, received)
-            self._release(received)
-            self._count(time.perf_counter() - started)
+            with self._step.phases("exchange"):
+                rows = wire.unpack(plan.rows, received)
+                self._release(received)
             self._step.arrived(plan, rows)
         elif self._step.arrived(plan, received.view(-1, plan.shard)) and plan.members > 1:
             self._release(received)
@@ -182,6 +201,3 @@ class Exchange:
         """Take back a receive buffer whose rows were copied elsewhere."""
         whole = received.untyped_storage()
         self._free.append(torch.empty(0, dtype=received.dtype, device=received.device).set_(whole))
-
-    def _count(self, seconds: float) -> None:
-        self.seconds += seconds

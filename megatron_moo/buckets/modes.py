@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +29,6 @@ class ObserveStep(MooStep):
         self._rows: dict[str, list[torch.Tensor]] = {plan.name: [] for plan in self.plans}
 
     def arrived(self, plan: BucketPlan, received: torch.Tensor) -> bool:
-        started = time.perf_counter()
         before = self._before.get(plan.name)
         several = self.config.slots > 1
         rows = received if before is None else received - before
@@ -46,8 +44,8 @@ class ObserveStep(MooStep):
         # The rows of partial sums are needed until the end of the backward pass; the others are done with.
         self._rows[plan.name] = [piece.clone() for piece in self._rows[plan.name]] if partial else []
         if plan.members > 1:
-            plan.own.copy_(torch.sum(received, dim=0, dtype=torch.float32))
-        self._phase["exchange"] += time.perf_counter() - started
+            with self.phases("exchange"):
+                plan.own.copy_(torch.sum(received, dim=0, dtype=torch.float32))
         return not several
 
     def _columns(self, plan: BucketPlan, segment: Any) -> list[torch.Tensor]:
@@ -97,9 +95,9 @@ class AmortisedStep(MooStep):
         assert self._cached is not None
         self._coefficients = self._cached * per
 
-    def resolve(self, exchange_s: float = 0.0) -> Resolved:
+    def resolve(self) -> Resolved:
         if not self.now.scaled:
-            resolved = super().resolve(exchange_s)
+            resolved = super().resolve()
             # A language that was left out of this step has weight 0 in it; it may be sound in the next.
             if not bool(resolved.dropped.any()):
                 self._cached, self._solved_at = resolved.weights, self._step
@@ -111,7 +109,6 @@ class AmortisedStep(MooStep):
         # Nothing was measured in this step: the last step's Gramians, or none right after a resume.
         gramians = self._sum.gramians if self.last is None else self.last.gramians
         dropped = bad > 0
-        phase = {**self._phase, "exchange": exchange_s}
         self.last = Resolved(
             self._step,
             gramians,
@@ -120,7 +117,7 @@ class AmortisedStep(MooStep):
             dropped,
             same,
             riders,
-            phase,
+            self.phases,
             self._step - self._solved_at,
         )
         self._watch_drops(dropped)

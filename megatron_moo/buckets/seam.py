@@ -253,11 +253,12 @@ class Seam:
     ) -> None:
         for chunk in model:
             chunk.finish_grad_sync()
+        self.exchange.join()
         if self.step.now.first:
             self.step.count(1.0 / self._dp_cp_size if num_tokens is None else num_tokens)
             if num_tokens is not None:
                 self._tokens = num_tokens if self._tokens is None else self._tokens + num_tokens
-        self.step.end_pass(self.exchange.seconds)
+        self.step.end_pass()
         if not self.step.is_last:
             keep_parameters(model)
             return

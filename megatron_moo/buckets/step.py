@@ -12,7 +12,6 @@ The order of events (DESIGN section 3)::
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -26,6 +25,7 @@ from megatron_moo.buckets.gramians import GramianSum
 from megatron_moo.buckets.hierarchy import FLAT_EVERY, one_objective_each
 from megatron_moo.buckets.partial import sum_over, summed_copies
 from megatron_moo.buckets.passes import Pass, plan_passes
+from megatron_moo.buckets.phases import Phases
 from megatron_moo.errors import MooError
 from megatron_moo.kernels import combine, gramian
 
@@ -51,7 +51,7 @@ class Resolved:
         same: ``[K, 3]`` fp64, for an objective that two positions (slot, lane) compute: inner product of the two
             whole-model rows and their squared norms; zeros for the others. Its cosine is the noise floor.
         riders: what others asked to be summed in the same reduction.
-        phase_s: seconds spent in the exchange, the Gramian, the solve and the combination.
+        phases: what the step's time went to.
         staleness: steps since the weights were solved for.
     """
 
@@ -62,8 +62,13 @@ class Resolved:
     dropped: torch.Tensor
     same: torch.Tensor
     riders: list[torch.Tensor] = field(default_factory=list)
-    phase_s: dict[str, float] = field(default_factory=dict)
+    phases: Phases = field(default_factory=lambda: Phases(torch.device("cpu")))
     staleness: int = 0
+
+    @property
+    def phase_s(self) -> dict[str, float]:
+        """Seconds by phase (:class:`Phases`)."""
+        return self.phases.read()
 
 
 class MooStep:
@@ -111,6 +116,7 @@ class MooStep:
         self._drops = 0
         self.now = Pass(0)
         self.passes: tuple[Pass, ...] = (self.now,)
+        self.phases = Phases(torch.device("cpu"))
         self._step = -1
         self._memory: Any = None
 
@@ -184,7 +190,7 @@ class MooStep:
         self._coefficients: torch.Tensor | None = None
         self._kept: dict[str, list[torch.Tensor]] = {}
         self._scaled: dict[str, torch.Tensor] = {}
-        self._phase = {"exchange": 0.0, "gramian": 0.0, "solve": 0.0, "combine": 0.0}
+        self.phases = Phases(device)
         self.passes = self._plan()
 
     def _group_members(self) -> None:
@@ -253,7 +259,6 @@ class MooStep:
 
         This rank's own row is there already. The Gramian is formed on the way, while the values are in the cache.
         """
-        started = time.perf_counter()
         others = [slice(0, plan.rank), slice(plan.rank + 1, plan.members)]
         moves = [(received[r], plan.rows[r]) for r in others if r.start < r.stop]
         if plan.group > 1:  # a row is a sum over its group: none of them is here already
@@ -263,30 +268,29 @@ class MooStep:
         if plan.instances is not None:
             # Megatron itself sums this rank's own row over the instances, after this call: the rest is ours, and the
             # Gramian waits for the end of the backward pass.
-            for source, target in moves:
-                target.copy_(source)
-            sum_over([plan.rows[r] for r in others], plan.instances)
-            self._phase["exchange"] += time.perf_counter() - started
-            return
-        scale = self._scale(plan)
-        for segment in plan.segments:
-            cut = slice(segment.start, segment.end)
-            here = [(source[:, cut], target[:, cut]) for source, target in moves]
-            if segment.kind is Kind.OWN:
-                rows = [*(kept[:, cut] for kept in self._kept[plan.name]), received[:, cut]]
-                self._note(plan, segment, rows, scale, here)
-            else:
-                for source, target in here:
+            with self.phases("exchange"):
+                for source, target in moves:
                     target.copy_(source)
-        self._phase["gramian"] += time.perf_counter() - started
+                sum_over([plan.rows[r] for r in others], plan.instances)
+            return
+        with self.phases("gramian"):
+            scale = self._scale(plan)
+            for segment in plan.segments:
+                cut = slice(segment.start, segment.end)
+                here = [(source[:, cut], target[:, cut]) for source, target in moves]
+                if segment.kind is Kind.OWN:
+                    rows = [*(kept[:, cut] for kept in self._kept[plan.name]), received[:, cut]]
+                    self._note(plan, segment, rows, scale, here)
+                else:
+                    for source, target in here:
+                        target.copy_(source)
 
     def _add_gramians(self, plan: BucketPlan) -> None:
-        started = time.perf_counter()
-        scale = self._scale(plan)
-        for segment in plan.segments:
-            if segment.kind is Kind.OWN:
-                self._note(plan, segment, self._columns(plan, segment), scale)
-        self._phase["gramian"] += time.perf_counter() - started
+        with self.phases("gramian"):
+            scale = self._scale(plan)
+            for segment in plan.segments:
+                if segment.kind is Kind.OWN:
+                    self._note(plan, segment, self._columns(plan, segment), scale)
 
     def _scale(self, plan: BucketPlan) -> torch.Tensor | None:
         return None if self.scale_of is None else self.scale_of(plan)
@@ -337,16 +341,12 @@ class MooStep:
             plan.grad.add_(self._scaled.pop(plan.name))
         return reduce()
 
-    def end_pass(self, exchange_s: float = 0.0) -> None:
-        """Finish a pass whose buckets have all arrived; settle the weights when it is time. A collective call.
-
-        Args:
-            exchange_s: seconds spent in the exchange since the step began.
-        """
+    def end_pass(self) -> None:
+        """Finish a pass whose buckets have all arrived; settle the weights when it is time. A collective call."""
         if self.now.pairs:
             self._count_pairs()
         if self.now.resolves:
-            self.resolve(exchange_s)
+            self.resolve()
         if self.is_last:
             for call in self.on_end:
                 call()
@@ -356,39 +356,32 @@ class MooStep:
         for plan in self.plans:
             if plan.instances is not None:
                 self._add_gramians(plan)
-        started = time.perf_counter()
-        self._add_partial_gramians()
-        self._sum.fold((*self.now.held, self.now.slot), self.now.pairs)
-        self._phase["gramian"] += time.perf_counter() - started
+        with self.phases("gramian"):
+            self._add_partial_gramians()
+            self._sum.fold((*self.now.held, self.now.slot), self.now.pairs)
 
-    def resolve(self, exchange_s: float = 0.0) -> Resolved:
+    def resolve(self) -> Resolved:
         """Reduce, solve and write the update into every bucket's own shard. A collective call."""
-        started = time.perf_counter()
-        raw, counts, same, *riders = self._reduced(
-            [self._sum.gramians, self._counts, self._sum.same, *(rider() for rider in self.riders)]
-        )
-        per = torch.where(counts > 0, 1.0 / counts.clamp(min=1e-300), 0.0)
-        gramians = raw * per[:, None] * per[None, :]
-        dropped = (~torch.isfinite(gramians.diagonal(dim1=-2, dim2=-1))).any(0)
-        gone = dropped[:, None] | dropped[None, :]
-        gramians = torch.where(gone, 0.0, gramians)
-        self._phase["exchange"] += exchange_s
-        self._phase["gramian"] += time.perf_counter() - started
-
-        started = time.perf_counter()
-        losses = None if self.losses_of is None else self.losses_of(riders)
-        weights = self._solve(gramians, torch.where(dropped, 0.0, counts), losses)
-        weights = torch.where(dropped, 0.0, weights)
-        self._phase["solve"] += time.perf_counter() - started
-
-        started = time.perf_counter()
-        if self.is_last:
-            self._apply(weights * per, dropped)
-        else:
-            self._coefficients = weights * per
-        self._kept = {}
-        self._phase["combine"] += time.perf_counter() - started
-        self.last = Resolved(self._step, gramians, weights, counts, dropped, same, riders, dict(self._phase))
+        with self.phases("gramian"):
+            raw, counts, same, *riders = self._reduced(
+                [self._sum.gramians, self._counts, self._sum.same, *(rider() for rider in self.riders)]
+            )
+            per = torch.where(counts > 0, 1.0 / counts.clamp(min=1e-300), 0.0)
+            gramians = raw * per[:, None] * per[None, :]
+            dropped = (~torch.isfinite(gramians.diagonal(dim1=-2, dim2=-1))).any(0)
+            gone = dropped[:, None] | dropped[None, :]
+            gramians = torch.where(gone, 0.0, gramians)
+        with self.phases("solve"):
+            losses = None if self.losses_of is None else self.losses_of(riders)
+            weights = self._solve(gramians, torch.where(dropped, 0.0, counts), losses)
+            weights = torch.where(dropped, 0.0, weights)
+        with self.phases("combine"):
+            if self.is_last:
+                self._apply(weights * per, dropped)
+            else:
+                self._coefficients = weights * per
+            self._kept = {}
+        self.last = Resolved(self._step, gramians, weights, counts, dropped, same, riders, self.phases)
         self._watch_drops(dropped)
         for call in self.on_resolved:
             call(self.last)

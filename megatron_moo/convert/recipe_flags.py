@@ -13,6 +13,7 @@ from megatron_moo.models.families.model import Model
 # Flag to attribute and value, where Megatron's parser does more than replace dashes.
 _ATTRIBUTES: dict[str, tuple[str, Any]] = {
     "disable-bias-linear": ("add_bias_linear", False),
+    "no-bias-gelu-fusion": ("bias_gelu_fusion", False),
     "apply-layernorm-1p": ("layernorm_zero_centered_gamma", True),
 }
 _NAMES = {"norm-epsilon": "layernorm_epsilon"}

@@ -62,7 +62,15 @@ def build_model(
         vp_stage=vp_stage,
         pg_collection=pg_collection,
     )
+    _mark_sinks(model)
     return select_trainable(model, args)
+
+
+def _mark_sinks(model: Any) -> None:
+    """Say that attention sinks are cut by heads: Megatron-Core 0.19.2 does not, and its gradient norm misses them."""
+    for name, param in model.named_parameters():
+        if name.endswith("core_attention.softmax_offset"):
+            param.tensor_model_parallel, param.partition_dim, param.partition_stride = True, 0, 1
 
 
 def layer_spec(config: Any, vp_stage: int | None = None) -> Any:

@@ -126,7 +126,8 @@ class MetricsWriter:
         total = now - self._began
         phase = dict(resolved.phase_s)
         phase["optimizer"] = now - self._ended_at
-        phase = {"compute": max(0.0, total - sum(phase.values())), **phase}
+        waited = sum(seconds for name, seconds in phase.items() if name != "hidden")
+        phase = {"compute": max(0.0, total - waited), **phase}
         return {
             "step": iteration,
             "objectives": list(self.step.objectives),

@@ -49,7 +49,7 @@ class MixedStep(MooStep):
         """Megatron's own reduce-scatter."""
         return reduce()
 
-    def resolve(self, exchange_s: float = 0.0) -> Resolved:
+    def resolve(self) -> Resolved:
         """Sum what others asked for. A collective call.
 
         Raises:
@@ -72,7 +72,7 @@ class MixedStep(MooStep):
             dropped=nothing.bool(),
             same=nothing.new_zeros(self.k, 3),
             riders=riders,
-            phase_s={**self._phase, "exchange": exchange_s},
+            phases=self.phases,
         )
         for call in self.on_resolved:
             call(self.last)

@@ -76,6 +76,8 @@ CASES: tuple[Case, ...] = (
     Case("tp 2, sp, LayerNorm", dp=2, tp=2, method="cagrad", flags=(*SEQUENCE, *LAYER_NORM)),
     Case("tp 2, qk norm", dp=2, tp=2, method="mgda", flags=QK_NORM),
     Case("tp 2, sp, qk norm, untied", dp=2, tp=2, method="cagrad", flags=(*SEQUENCE, *QK_NORM, *UNTIED)),
+    Case("tp 2, attention sinks, block param", dp=2, tp=2, block="param", method="cagrad",
+         flags=("--softmax-type", "learnable")),
     Case("tp 2, sp, block param", dp=2, tp=2, block="param", method="cagrad", flags=SEQUENCE),
     Case("tp 2, sp, block model", dp=2, tp=2, block="model", method="mgda", flags=SEQUENCE),
     Case("tp 2, sp, 2 slots", dp=2, tp=2, slots=2, objectives=4, method="cagrad", flags=SEQUENCE),

@@ -30,9 +30,12 @@ def read(config: Config) -> Model:
     # Two older names of the same number.
     config.unused("num_experts", "experts_per_token", "initial_context_length")
     flags |= {
+        "add-qkv-bias": True,  # Megatron sets it itself where linear layers have biases
         "softmax-type": "learnable",
         "expert-tensor-parallel-size": 1,  # Megatron cuts no expert that has biases
         "quick-geglu": True,
+        # Megatron-Core 0.19.2's fused form clamps before it adds the bias, and gives the bias a wrong gradient.
+        "no-bias-gelu-fusion": True,
         "glu-linear-offset": 1.0,
         "activation-func-clamp-value": config.number("swiglu_limit", 7.0),
         **expert_flags(experts, config.integer("num_experts_per_tok", 4), dims["ffn"]),

@@ -17,6 +17,7 @@ from megatron_moo.report.summary import mean, median
 
 PHASES = ("compute", "exchange", "gramian", "solve", "combine", "optimizer")
 OTHER = "other"
+HIDDEN = "hidden"  # ran beside the backward pass: no part of the step's time
 PHASE_COLOURS = {
     "compute": "c0",
     "exchange": "c1",
@@ -32,22 +33,25 @@ def time_section(room: Room) -> Section:
     """Split of the step time, tokens per second, gradient norm and learning rate."""
     lead = (
         "Seconds as the first rank measured them, validation and checkpoints left out. Exchange is the time "
-        "that the rank waited for it: what hid behind the backward pass counts as compute."
+        "that the rank waited for it: what hid behind the backward pass counts as compute"
     )
+    hidden = mean(step.phase_s[HIDDEN] for step in room.steps if HIDDEN in step.phase_s)
+    lead += f" ({units.seconds(hidden)} a step)." if math.isfinite(hidden) else "."
     figures = (_split(room), _over_time(room), _speed(room), _curve(room, "grad_norm"), _curve(room, "lr"))
     return Section("time", "Time and optimizer", lead, figures)
 
 
-def _phase(step: StepRecord, name: str) -> float:
-    if name != OTHER:
-        return step.phase_s.get(name, math.nan)
-    rest = step.step_time_s - sum(value for value in step.phase_s.values() if math.isfinite(value))
+def _phase(step: StepRecord, phase: str) -> float:
+    if phase != OTHER:
+        return step.phase_s.get(phase, math.nan)
+    known = (value for name, value in step.phase_s.items() if name != HIDDEN)
+    rest = step.step_time_s - sum(value for value in known if math.isfinite(value))
     return max(0.0, rest) if step.phase_s else math.nan
 
 
 def _names(room: Room) -> list[str]:
     """The known phases first, any others after them, and the rest of the step when it is worth a line."""
-    found = dict.fromkeys(name for step in room.steps for name in step.phase_s)
+    found = dict.fromkeys(name for step in room.steps for name in step.phase_s if name != HIDDEN)
     names = [name for name in PHASES if name in found] + [name for name in found if name not in PHASES]
     rest = median(_phase(step, OTHER) for step in room.steps)
     return [*names, OTHER] if rest > 0.005 * median(step.step_time_s for step in room.steps) else names

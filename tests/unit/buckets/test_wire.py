@@ -18,7 +18,7 @@ def sent_over(wire: Wire, grad: torch.Tensor, steps: int, objective: int = 0) ->
     total = torch.zeros_like(grad)
     for _ in range(steps):
         plan = plan_of(grad.clone())
-        total += wire.unpack(plan, wire.pack(plan, 0, objective)).flatten()
+        total += wire.unpack(plan.rows, wire.pack(plan.rows, (plan.name, 0), objective)).flatten()
     return total / steps
 
 
