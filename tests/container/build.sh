@@ -12,8 +12,8 @@ base=$folder/base
 build() { buildah --storage-driver vfs --root "$folder/storage" --runroot "$folder/runroot" "$@"; }
 
 if ! build inspect --type image localhost/debian-python >/dev/null 2>&1; then
-    # What CPython is linked with; nothing that compiles.
-    libraries=ca-certificates,libssl3,libffi8,libbz2-1.0,liblzma5,libsqlite3-0,libreadline8,zlib1g,libncursesw6,libuuid1
+    # useradd, and what CPython is linked with; nothing that compiles.
+    libraries=passwd,ca-certificates,libssl3,libffi8,libbz2-1.0,liblzma5,libsqlite3-0,libreadline8,zlib1g,libncursesw6,libuuid1
     sources=$(cat /etc/apt/sources.list.d/*.sources 2>/dev/null || cat /etc/apt/sources.list)
     rm -rf "$base"
     mmdebstrap --variant=minbase --include="$libraries" bookworm "$base" - <<<"$sources"

@@ -127,7 +127,7 @@ def play(folder: Path) -> Story:
         story.preempted = losses(run)
         story.restarts = int(cluster.job(job)["Restarts"])
         story.log = Path(f"{run}.log").read_text(encoding="utf-8")
-        story.left = processes(str(folder / "preempted"))
+        story.left = _left(folder)
     return story
 
 
@@ -147,6 +147,15 @@ def processes(word: str) -> list[str]:
             continue
         if word in line and path.parent.name != str(os.getpid()):
             found.append(line)
+    return found
+
+
+def _left(folder: Path) -> list[str]:
+    """Processes of both runs that do not end within ten seconds of their jobs."""
+    for _ in range(100):
+        if not (found := [line for name in ("alone", "preempted") for line in processes(str(folder / name))]):
+            break
+        time.sleep(0.1)
     return found
 
 
