@@ -14,9 +14,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 import torch
+
+from megatron_moo.kernels.segments import SegmentTable
 
 BLOCKS = ("bucket", "layer", "module", "param", "model")
 # Parameters that the user leaves at the plain mean.
@@ -153,6 +156,16 @@ class BucketPlan:
     nodes: tuple[int, ...] = ()
     hierarchy: Any = None
     group: int = 1
+
+    @cached_property
+    def own_table(self) -> SegmentTable:
+        """The segments that this rank alone counts, for a kernel that works on all blocks at once."""
+        return SegmentTable((s.start, s.end, s.block) for s in self.segments if s.kind is Kind.OWN)
+
+    @cached_property
+    def table(self) -> SegmentTable:
+        """All segments."""
+        return SegmentTable((s.start, s.end, s.block) for s in self.segments)
 
     @property
     def row_lanes(self) -> tuple[int, ...]:

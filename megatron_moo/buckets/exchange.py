@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_moo.buckets.blocks import BucketPlan
+from megatron_moo.buckets.doing import DOING
 from megatron_moo.buckets.hierarchy import pack_for_group, sum_of_group
 from megatron_moo.buckets.phases import Phases, SideStream
 from megatron_moo.buckets.wire import Wire
@@ -30,17 +31,19 @@ from megatron_moo.buckets.wire import Wire
 class Arrival:
     """The handle that Megatron waits on; waiting passes the rows on, once."""
 
-    def __init__(self, work: Any, arrived: Callable[[], None], phases: Phases) -> None:
-        self._work, self._arrived, self._phases = work, arrived, phases
+    def __init__(self, work: Any, arrived: Callable[[], None], phases: Phases, bucket: str) -> None:
+        self._work, self._arrived, self._phases, self._bucket = work, arrived, phases, bucket
         self._started = time.perf_counter()
 
     def wait(self) -> None:
         """Wait for the rows, then pass them on."""
         if self._work is not None:
             self._phases.hide(time.perf_counter() - self._started)
+            DOING.enter("all-to-all", self._bucket)
             with self._phases("exchange"):
                 self._work.wait()
             self._work = None
+            DOING.leave()
         arrived, self._arrived = self._arrived, _nothing
         arrived()
 
@@ -96,6 +99,7 @@ class Exchange:
 
             def reduce() -> Any:
                 self._count_bytes(plan, input, range(plan.members))
+                DOING.enter("reduce-scatter", plan.name)
                 return self._reduce(output, input, op=op, group=group, async_op=async_op)
 
             return self._step.reduce_scaled(plan, reduce) or (Done() if async_op else None)
@@ -139,7 +143,7 @@ class Exchange:
                 received = self._take(sent)
                 work = dist.all_to_all_single(received, sent.view(-1), group=group, async_op=async_op)
                 self._count_bytes(plan, sent, range(plan.members))
-        return Arrival(work, partial(then, received, sent), phases)
+        return Arrival(work, partial(then, received, sent), phases, plan.name)
 
     def _across(self, plan: BucketPlan, received: torch.Tensor, sent: torch.Tensor) -> None:
         """Stage 2 of the hierarchical exchange: sum the group's rows and exchange them across objectives."""
@@ -150,7 +154,9 @@ class Exchange:
             wire = self._wire_of(plan)
             out = rows if wire is None else wire.pack(rows, self._key(plan), self._step.objective)
             arrived = self._take(out)
+            DOING.enter("all-to-all between groups", plan.name)
             dist.all_to_all_single(arrived, out.view(-1), group=plan.hierarchy.across)
+            DOING.leave()
             self._count_bytes(plan, out, range(plan.rank % plan.group, plan.members, plan.group))
         self._arrived(plan, arrived, out)
 

@@ -27,7 +27,8 @@ from megatron_moo.buckets.partial import sum_over, summed_copies
 from megatron_moo.buckets.passes import Pass, plan_passes
 from megatron_moo.buckets.phases import Phases
 from megatron_moo.errors import MooError
-from megatron_moo.kernels import combine, gramian
+from megatron_moo.kernels import combine, combine_segments, gramian, gramian_segments, solve_blocks
+from megatron_moo.kernels.rows import few_enough
 
 _DROPPED_IN_A_ROW = 10
 
@@ -275,6 +276,13 @@ class MooStep:
             return
         with self.phases("gramian"):
             scale = self._scale(plan)
+            if scale is None and self._at_once(plan):
+                for source, target in moves:
+                    target.copy_(source)
+                products, _ = gramian_segments([*self._kept[plan.name], plan.rows], plan.own_table)
+                for block, raw in zip(plan.own_table.blocks, products, strict=True):
+                    self._sum.note(plan.row_lanes, block, raw)
+                return
             for segment in plan.segments:
                 cut = slice(segment.start, segment.end)
                 here = [(source[:, cut], target[:, cut]) for source, target in moves]
@@ -284,6 +292,10 @@ class MooStep:
                 else:
                     for source, target in here:
                         target.copy_(source)
+
+    def _at_once(self, plan: BucketPlan) -> bool:
+        """Whether one launch serves all segments of a bucket; on a CPU each is parked while it is in the cache."""
+        return plan.grad.is_cuda and few_enough([*self._kept[plan.name], plan.rows])
 
     def _add_gramians(self, plan: BucketPlan) -> None:
         with self.phases("gramian"):
@@ -393,6 +405,10 @@ class MooStep:
         masked = coefficients.is_cuda or bool(dropped.any())
         for plan in self.plans:
             members = self._objectives_of(plan)
+            if self._at_once(plan):
+                rows = [*self._kept[plan.name], plan.rows]
+                combine_segments(rows, coefficients[:, members], plan.table, plan.own, masked, norms=False)
+                continue
             for segment in plan.segments:
                 out = plan.own[segment.start : segment.end]
                 combine(self._columns(plan, segment), coefficients[segment.block, members], out, masked)
@@ -407,7 +423,8 @@ class MooStep:
     def _solve(
         self, gramians: torch.Tensor, counts: torch.Tensor, losses: torch.Tensor | None
     ) -> torch.Tensor:
-        weights = self.method(
+        weights = solve_blocks(
+            self.method,
             gramians,
             tokens=counts,
             losses=losses,

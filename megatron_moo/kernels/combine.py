@@ -8,7 +8,7 @@ import torch
 
 from megatron_moo.kernels._choice import on_triton
 from megatron_moo.kernels.pack import decoded
-from megatron_moo.kernels.rows import Rows, check_rows
+from megatron_moo.kernels.rows import Rows, check_rows, few_enough
 from megatron_moo.kernels.segments import SegmentTable, whole
 
 # Values of a row that are handled at a time: the result of a span stays in the cache until it is written.
@@ -25,10 +25,12 @@ def combine(rows: Sequence[Rows], coefficients: torch.Tensor, out: torch.Tensor,
         masked: leave out rows whose coefficient is zero, whatever they hold (0 x NaN is NaN). On a CPU it costs another
             pass over the rows; give False when every row is known to be finite.
 
+    More than 32 rows take the twin, on a GPU too.
+
     Raises:
-        ValueError: on a GPU, for more than 32 rows, or of a dtype that the kernel does not read.
+        ValueError: on a GPU, for a dtype that the kernel does not read.
     """
-    if out.numel() and on_triton(out):
+    if out.numel() and few_enough(rows) and on_triton(out):
         from megatron_moo.kernels.combine_triton import launch_combine
 
         check_rows(rows)

@@ -15,7 +15,7 @@ import torch
 
 from megatron_moo.kernels._choice import on_triton
 from megatron_moo.kernels.pack import decoded
-from megatron_moo.kernels.rows import Rows, check_rows
+from megatron_moo.kernels.rows import Rows, check_rows, few_enough
 from megatron_moo.kernels.segments import SegmentTable, whole
 
 CHUNK = 4096
@@ -38,11 +38,13 @@ def gramian(rows: Sequence[Rows], park: Park = ()) -> torch.Tensor:
     Returns:
         ``[P, P]`` fp64, on the rows' device.
 
+    More than 32 rows take the twin, on a GPU too.
+
     Raises:
-        ValueError: on a GPU, for more than 32 rows, or of a dtype that the kernel does not read.
+        ValueError: on a GPU, for a dtype that the kernel does not read.
     """
     n = rows[0].shape[1]
-    if rows[0].device.type == "cuda" and n and on_triton(_tensor(rows[0])):
+    if n and few_enough(rows) and on_triton(_tensor(rows[0])):
         from megatron_moo.kernels.gramian_triton import launch_gramian
 
         check_rows(rows)

@@ -75,6 +75,11 @@ class PackedRows:
 Rows = torch.Tensor | PackedRows
 
 
+def few_enough(rows: Sequence[Rows]) -> bool:
+    """Whether the kernels take so many rows; their twins take any number."""
+    return sum(piece.shape[0] for piece in rows) <= MAX_ROWS
+
+
 def check_rows(rows: Sequence[Rows]) -> tuple[int, int]:
     """(number of rows, values of a row) of pieces ``[P_s, n]`` that belong together.
 

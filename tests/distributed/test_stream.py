@@ -1,6 +1,7 @@
-"""The exchange as a GPU runs it: at once, on a stream of its own that the end of the pass waits for.
+"""The exchange as a GPU runs it: on a stream of its own, which the end of the pass waits for, a launch for a bucket.
 
-A stand-in takes the stream's place, so that what is tested is the order of events. No GPU ran this.
+A stand-in takes the stream's place and the twins that of the kernels, so that what is tested is the order of events and
+the tables that kernels are given. No GPU ran this.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from tests.distributed.ranks import reference_worker, train_steps
 from tests.pool import RankPool
 
 CASES = (
+    Case("block param", dp=2, block="param", method="pcgrad", flags=SMALL_BUCKETS),
+    Case("a bad language", dp=2, slots=2, objectives=4, method="cagrad", poison=(1,), flags=OVERLAP),
     Case("overlap, small buckets", dp=2, method="cagrad", flags=SMALL_BUCKETS),
     Case("no overlap, 2 slots", dp=2, slots=2, objectives=4, method="mgda"),
     Case("tp 2, sp", dp=2, tp=2, method="cagrad", flags=(*SEQUENCE, *OVERLAP)),
@@ -46,6 +49,7 @@ def beside_worker(rank: int, world: int, case: Case) -> dict[str, Any]:
             log.append("join")
 
     exchange.SideStream = Noting  # type: ignore[misc,assignment]
+    step.MooStep._at_once = lambda self, plan: True  # type: ignore[method-assign]
     arrived, resolve = step.MooStep.arrived, step.MooStep.resolve
 
     def noted_arrival(self: Any, plan: Any, received: Any) -> bool:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from megatron_moo.kernels.norms import rms_norm
+
 
 class Norm(torch.nn.Module):
     """RMSNorm (Zhang and Sennrich 2019) or LayerNorm, as ``config.normalization`` says.
@@ -43,6 +45,8 @@ class Norm(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise the last dimension of ``x``; same shape and dtype."""
+        if self.rms and x.is_cuda:
+            return rms_norm(x, self.weight, self.eps, self.zero_centered)
         weight = self.weight + 1 if self.zero_centered else self.weight
         if self.rms:
             return functional.rms_norm(x, self.shape, weight, self.eps)
