@@ -16,6 +16,7 @@ _ROOMS = (
     "megatron_moo.report.cli",
     "megatron_moo.doctor",
     "megatron_moo.experiment.cli",
+    "megatron_moo.evaluate.cli",
     "megatron_moo.cluster.cli",
 )
 

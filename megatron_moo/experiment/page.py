@@ -45,6 +45,8 @@ def write_page(
             _descent(rows),
         ]
     parts.append(_tuning(planner))
+    if aside := _set_aside(planner):
+        parts.append(aside)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
@@ -278,8 +280,8 @@ def _tuning(planner: Planner) -> str:
     if chosen is not None:
         candidates = weight_candidates(len(SEEN))
         weights = ", ".join(f"{tag} {w:.3f}" for tag, w in zip(SEEN, candidates[chosen[1]], strict=True))
-        found = f"Fixed weights that tuning picked, of {len(candidates)} candidates at the learning rate of `mean`"
-        lines += ["", paragraph(f"{found}: {weights}.")]
+        told = f"Fixed weights that tuning picked, of {len(candidates)} candidates at the learning rate of `mean`"
+        lines += ["", paragraph(f"{told}: {weights}.")]
     return "\n".join(lines)
 
 
@@ -291,3 +293,26 @@ def _tuned_score(planner: Planner, row: Row, lr: float, seed: int) -> float | No
         if isinstance(cell, Cell) and (cell.row, cell.lr, cell.seed) == (row.name, lr, seed)
     ]
     return min(known) if known else None
+
+
+def _set_aside(planner: Planner) -> str:
+    """Cells whose seed belongs to no part of the present protocol; empty without any."""
+    cells = [cell for cell in planner.done if cell.seed not in (*TUNING_SEEDS, *planner.seeds)]
+    groups: dict[tuple[str, float, int], dict[int, Mapping[str, Any]]] = {}
+    for cell in cells:
+        groups.setdefault((cell.row, cell.lr, cell.candidate), {})[cell.seed] = planner.done[cell]
+    mean = next((found for (row, _, _), found in groups.items() if row == "mean"), {})
+    body = []
+    for (row, lr, _), found in groups.items():
+        level = mean_interval(list(values(found, "seen").values()))
+        difference = "" if row == "mean" else contrast_text(paired(found, mean, "seen"))
+        body.append([row, f"{lr:g}", f"{len(found)}", number(*level), difference])
+    if not body:
+        return ""
+    text = (
+        "Two tuning seeds chose these learning rates (and fixed weights); what they put first came last on the "
+        "reported seeds. The protocol above took more tuning seeds and new seeds to report; these cells count for "
+        "nothing in it."
+    )
+    head = ["row", "lr", "seeds", "seen", "difference to mean"]
+    return "\n".join(["## A first attempt, set aside", "", paragraph(text), "", table(head, body)])

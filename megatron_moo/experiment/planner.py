@@ -2,8 +2,8 @@
 
 1. tune the baselines, the primary row and the placebo
 2. all reported seeds of the primary row, the best tuned baseline, plain mean and the placebo, seed by seed
-3. tune the other rows
-4. the other rows, seed by seed
+3. the other rows one after the other: tuned, and their first six seeds (fewer pairs have no 95 % interval)
+4. the remaining seeds of the other rows
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_moo.experiment.rows import (
+    LATER,
+    LATER_SEEDS,
     LR_GRID,
     PRIMARY,
     ROWS,
@@ -58,24 +60,24 @@ class Planner:
 
     def tuning(self, row: Row) -> Iterator[Cell]:
         """Tuning cells that are known so far."""
-        first, second = TUNING_SEEDS
+        first, *others = TUNING_SEEDS
         tried = [Cell(row.name, lr, first, index) for lr, index in self.candidates(row)]
         yield from tried
-        if row.twice and tried and all(cell in self.done for cell in tried):
+        if row.contender and tried and all(cell in self.done for cell in tried):
             for cell in sorted(tried, key=lambda cell: score(self.done[cell]))[:2]:
-                yield Cell(row.name, cell.lr, second, cell.candidate)
+                for seed in others:
+                    yield Cell(row.name, cell.lr, seed, cell.candidate)
 
     def tuned(self, row: Row) -> tuple[float, float, int] | None:
         """(tuning score, learning rate, weights) of the pick, or None while tuning is not complete.
 
-        With a second seed the pick is the better mean of two.
+        The score is the mean over the tuning seeds of the row.
         """
         cells = list(self.tuning(row))
-        wanted = len(self.candidates(row)) + (2 if row.twice else 0)
+        wanted = len(self.candidates(row)) + self._repeats(row)
         if not cells or len(cells) < wanted or not all(cell in self.done for cell in cells):
             return None
-        seed = TUNING_SEEDS[1] if row.twice else TUNING_SEEDS[0]
-        last = [cell for cell in cells if cell.seed == seed]
+        last = [cell for cell in cells if cell.seed == cells[-1].seed]
 
         def mean(cell: Cell) -> float:
             same = [c for c in cells if (c.lr, c.candidate) == (cell.lr, cell.candidate)]
@@ -83,6 +85,10 @@ class Planner:
 
         best = min(last, key=mean)
         return mean(best), best.lr, best.candidate
+
+    @staticmethod
+    def _repeats(row: Row) -> int:
+        return 2 * (len(TUNING_SEEDS) - 1) if row.contender else 0
 
     def pick(self, row: Row) -> tuple[float, int] | None:
         """Learning rate and weights of a row, or None while tuning is not complete."""
@@ -109,7 +115,10 @@ class Planner:
     def left(self) -> int:
         """About how many cells are still to do."""
         tuning = sum(
-            max(0, (WEIGHT_CANDIDATES if row.weights else len(LR_GRID)) + 2 * row.twice - self._tried(row))
+            max(
+                0,
+                (WEIGHT_CANDIDATES if row.weights else len(LR_GRID)) + self._repeats(row) - self._tried(row),
+            )
             for row in self.rows
         )
         reported = sum(len(self.seeds) - self._finished(row) for row in self.rows)
@@ -122,21 +131,25 @@ class Planner:
         return sum(self.reported(row, seed) in self.done for seed in self.seeds) if self.pick(row) else 0
 
     def _order(self) -> Iterator[Cell]:
-        early = [row for row in self.rows if row.twice]
-        late = [row for row in self.rows if not row.twice]
-        for row in early:
+        contenders = [row for row in self.rows if row.contender]
+        for row in contenders:
             yield from self.tuning(row)
+        for row in self.rows:
+            if row.baseline and not row.contender:
+                yield from self.tuning(row)
         best = self.best_baseline()
         if best is None:
             return
         pair = dict.fromkeys((PRIMARY, best.name, "mean", "placebo"))
-        yield from self._seeds([self._by_name[name] for name in pair if name in self._by_name])
-        for row in late:
+        yield from self._seeds([self._by_name[name] for name in pair if name in self._by_name], self.seeds)
+        later = [self._by_name[name] for name in LATER if name in self._by_name and name not in pair]
+        for row in later:
             yield from self.tuning(row)
-        yield from self._seeds([row for row in self.rows if row.name not in pair])
+            yield from self._seeds([row], self.seeds[:LATER_SEEDS])
+        yield from self._seeds(later, self.seeds)
 
-    def _seeds(self, rows: Sequence[Row]) -> Iterator[Cell]:
-        for seed in self.seeds:
+    def _seeds(self, rows: Sequence[Row], seeds: Sequence[int]) -> Iterator[Cell]:
+        for seed in seeds:
             for row in rows:
                 cell = self.reported(row, seed)
                 if cell is not None:

@@ -20,7 +20,7 @@ class Row:
         method, options, block, every, metric: the flags of the same names.
         baseline: whether the best tuned baseline may be this one.
         weights: whether the tuned fixed weights are its option.
-        twice: whether a second tuning seed looks at the better two candidates.
+        contender: whether the other tuning seeds look at the better two candidates.
     """
 
     name: str
@@ -36,8 +36,8 @@ class Row:
     weights: bool = False
 
     @property
-    def twice(self) -> bool:
-        return self.baseline or self.name in (PRIMARY, "placebo")
+    def contender(self) -> bool:
+        return self.name in CONTENDERS
 
 
 def _moo(method: str, block: str, **kw: Any) -> Row:
@@ -45,6 +45,7 @@ def _moo(method: str, block: str, **kw: Any) -> Row:
 
 
 PRIMARY = "cagrad-layer"
+CONTENDERS = (PRIMARY, "mean", "mixed", "temperature", "unimax", "fixed", "placebo")
 
 ROWS: tuple[Row, ...] = (
     Row("mean", "mean, one language per lane", baseline=True),
@@ -79,19 +80,29 @@ ROWS: tuple[Row, ...] = (
     Row("cagrad-every50", "cagrad, block layer, every 50", method="cagrad", every=50),
     Row("cagrad-adam", "cagrad, block layer, metric adam", method="cagrad", metric="adam"),
 )
+# After the contenders: one row after the other, tuned and with so many seeds, then the remaining seeds of all.
+LATER = (
+    "cagrad-model", "mgda-layer", "pcgrad-layer", "upgrad-layer", "cagrad-every10", "mixed", "cagrad-adam",
+    "mgda-model", "pcgrad-model", "cagrad-bucket", "cagrad-every50", "temperature", "unimax", "fixed", "random",
+    "upgrad-model",
+)  # fmt: skip
+LATER_SEEDS = 6
 BY_NAME = {row.name: row for row in ROWS}
 
-# One grid for all rows. The first tuning seed tries all of it; for the baselines, the primary row and the placebo the
-# second tries the better two.
+# One grid for all rows. The first tuning seed tries all of it; for the contenders the others try the better two.
 LR_GRID = (1.5e-3, 3e-3, 6e-3)
-TUNING_SEEDS = (901, 902)
+TUNING_SEEDS = (901, 902, 903, 904)
+# A first attempt had two tuning seeds and reported seeds from 1 on. Its picks did not hold on the reported seeds (the
+# rows that tuning put first came last), so after five seeds it was set aside for this protocol, with seeds of its own;
+# the page tells both.
+FIRST_SEED = 11
 # Weights of the six languages are drawn around uniform; the first candidate is uniform itself.
 WEIGHT_CANDIDATES = 6
 
 
 def report_seeds(count: int) -> tuple[int, ...]:
     """Seeds of the reported cells; none of them tunes."""
-    return tuple(range(1, count + 1))
+    return tuple(range(FIRST_SEED, FIRST_SEED + count))
 
 
 def weight_candidates(languages: int) -> list[tuple[float, ...]]:

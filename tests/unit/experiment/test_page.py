@@ -69,8 +69,27 @@ def test_a_truncated_run_says_which_rows_have_fewer_seeds(tmp_path: Path) -> Non
     flat = page.replace("\n", " ")
     assert f"Fewer seeds than planned, since the budget was spent: {', '.join(short)}." in flat
     assert "about 12 cells of the plan are not done" in flat
-    early, _ = _page(tmp_path, cells=90)
-    assert re.search(r"Not run: .*cagrad-model, cagrad-bucket", early.replace("\n", " "))
+    early, _ = _page(tmp_path, cells=115)
+    assert re.search(r"Not run: .*cagrad-bucket.*pcgrad-model", early.replace("\n", " "))
+
+
+def test_cells_of_an_earlier_protocol_are_told_and_count_for_nothing(tmp_path: Path) -> None:
+    page, planner = _page(tmp_path)
+    assert "set aside" not in page
+    done = dict(planner.done)
+    for seed in (1, 2, 3):
+        for row, lr in (("mean", 3e-3), (PRIMARY, 6e-3)):
+            done[Cell(row, lr, seed)] = result(Cell(row, lr, seed))
+    path = tmp_path / "more.md"
+    more = Planner(done, 10)
+    write_page(path, tmp_path, more, parse_budget("3h"), dict.fromkeys(SEEN, 1000))
+    told = path.read_text()
+    start = told.index("## A first attempt, set aside")
+    assert told[start:].count("| 3 |") == 2
+    assert (
+        told.split("## The primary contrast")[1].split("##")[0]
+        == page.split("## The primary contrast")[1].split("##")[0]
+    )
 
 
 def test_before_the_baselines_are_tuned_nothing_is_reported(tmp_path: Path) -> None:

@@ -1,0 +1,119 @@
+"""``megatron-moo eval`` and ``megatron-moo compare``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from megatron_moo.errors import MooError
+
+
+def add_subcommands(subparsers: Any) -> None:
+    """Add ``eval`` and ``compare`` to the command line."""
+    parser = subparsers.add_parser(
+        "eval", help="losses, aligned cloze and samples per language", description=__doc__, allow_abbrev=False
+    )
+    parser.add_argument(
+        "model", type=Path, metavar="RUN_OR_HF_DIR", help="runs/NAME, or a Hugging Face folder"
+    )
+    parser.add_argument(
+        "--text", type=Path, help="folder of aligned held-out text, TAG.jsonl or TAG.txt per language"
+    )
+    parser.add_argument("--languages", help="some of them: en,fr,de")
+    parser.add_argument("--tokenizer", help="byte, a .model, or a folder; default: the run's or folder's own")
+    parser.add_argument("--seq-length", type=int, help="targets per window (default: the run's, or 512)")
+    parser.add_argument(
+        "--windows", type=int, help="most windows per language (default: all of a run's, else 64)"
+    )
+    parser.add_argument("--items", type=int, default=100, help="most cloze items (default: 100, 0: none)")
+    parser.add_argument(
+        "--new-tokens", type=int, default=60, help="tokens of a sample (default: 60, 0: none)"
+    )
+    parser.add_argument("--temperature", type=float, default=0.0, help="of the samples (default: 0, greedy)")
+    parser.add_argument("--batch-tokens", type=int, default=2048, help="tokens of a batch (default: 2048)")
+    parser.add_argument(
+        "--lm-eval", action="store_true", help="cross-check the cloze with lm-evaluation-harness"
+    )
+    parser.add_argument("--task-dir", type=Path, help="keep lm-eval's task files here")
+    parser.add_argument(
+        "--out", type=Path, help="where eval.json goes (default: RUN/eval.json, else ./eval.json)"
+    )
+    parser.set_defaults(func=_eval)
+    _add_compare(subparsers)
+
+
+def _add_compare(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "compare",
+        help="runs over paired seeds",
+        description="Mean differences with bootstrap intervals over runs paired by seed, from their last validation.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or names under runs/")
+    parser.add_argument("--reference", metavar="NAME", help="a run of the reference (default: the first)")
+    parser.add_argument("--allow-unequal", action="store_true", help="compare although tokens or data differ")
+    parser.add_argument("--out", type=Path, help="also write the differences here as JSON")
+    parser.set_defaults(func=_compare)
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from megatron_moo.evaluate.aligned import read_aligned
+    from megatron_moo.evaluate.evaluate import Asked, evaluate
+    from megatron_moo.evaluate.model import open_model
+    from megatron_moo.evaluate.show import show_evaluation, show_harness
+
+    console = Console(highlight=False, soft_wrap=True)
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    tags = args.languages.split(",") if args.languages else None
+    texts = read_aligned(args.text, tags) if args.text else {}
+    for name in ("seq_length", "windows", "batch_tokens"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise MooError(f"{value} is too small", f"--{name.replace('_', '-')}", "give at least 1")
+    if args.lm_eval and (not texts or args.items < 1):
+        raise MooError("needs a cloze to check", "--lm-eval", "give --text and --items")
+    windows = args.windows or (64 if texts else None)
+    asked = Asked(args.seq_length, windows, args.items, args.new_tokens, args.temperature, args.batch_tokens)
+    with open_model(args.model, args.tokenizer) as opened:
+        if not texts and opened.corpus is None:
+            raise MooError("no text to evaluate on", "--text", "give a folder with TAG.jsonl or TAG.txt")
+        found = evaluate(opened, texts, asked, lambda line: errors.print(f"megatron-moo: {line}", end="\r"))
+        items = found.pop("items")
+        if args.lm_eval:
+            from megatron_moo.evaluate.harness import check_lengths, harness_cloze
+
+            check_lengths(opened.tokenizer, items, texts, opened.max_length)
+            with tempfile.TemporaryDirectory() as folder:
+                place = args.task_dir or Path(folder)
+                told = harness_cloze(opened.hf, items, texts, place, opened.max_length)
+            for tag, numbers in told.items():
+                found["languages"][tag]["lm_eval"] = numbers
+        out = args.out or (opened.run or Path()) / "eval.json"
+    out.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    show_evaluation(console, found)
+    if args.lm_eval:
+        show_harness(console, found)
+    console.print(f"megatron-moo: {out}")
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from megatron_moo.evaluate.compare import compare, read_run
+    from megatron_moo.evaluate.show import show_comparison
+    from megatron_moo.report.cli import find_run
+
+    runs = [read_run(find_run(name)) for name in args.runs]
+    reference = None if args.reference is None else find_run(args.reference).name
+    found = compare(runs, reference, args.allow_unequal)
+    if args.out:
+        args.out.write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
+    show_comparison(Console(highlight=False, soft_wrap=True), found)
+    return 0

@@ -1,0 +1,196 @@
+"""Runs compared over paired seeds, from what their validation measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from megatron_moo.errors import MooError
+from megatron_moo.report.metrics import read_metrics
+
+# Flags that say nothing about how a model was trained.
+_PLACES = (
+    "seed", "run-dir", "save", "load", "tensorboard-dir", "corpus", "languages", "log-interval", "eval-interval",
+    "save-interval", "exit-interval", "eval-iters", "eval-global-batch-size", "eval-micro-batch-size", "name", "nproc",
+)  # fmt: skip
+DRAWS = 10_000
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run says of itself.
+
+    Attributes:
+        flags: of its recipe, places apart.
+        bits: bits per byte per language at the last validation.
+        tokens: trained on, all languages together.
+        data: what identifies its data: the corpus's fingerprint, or the manifest's path where the corpus is gone.
+    """
+
+    name: str
+    seed: int
+    flags: Mapping[str, Any]
+    bits: Mapping[str, float]
+    seen: tuple[str, ...]
+    unseen: tuple[str, ...]
+    step: int
+    tokens: int
+    data: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Method minus reference over pairs: ``base`` is the reference's mean, below 0 the method is better."""
+
+    base: float
+    mean: float
+    low: float
+    high: float
+    pairs: int
+
+
+@dataclass
+class Comparison:
+    """Per group of runs: language, ``seen``, ``unseen``, ``worst`` to the difference from the reference group."""
+
+    reference: str
+    differences: dict[str, dict[str, Difference]]
+    notes: list[str] = field(default_factory=list)
+
+
+def read_run(folder: Path) -> Run:
+    """Read recipe and metrics of a run folder.
+
+    Raises:
+        MooError: a run without recipe or validation.
+    """
+    metrics = read_metrics(folder)
+    try:
+        flags = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))["flags"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        raise MooError(
+            "has no readable recipe.yaml", str(folder), "give folders of megatron-moo train"
+        ) from None
+    if not metrics.valids or not metrics.steps:
+        raise MooError("has no validation after training", str(folder), "train it to its end")
+    last = metrics.valids[-1]
+    tokens = sum(int(sum(step.tokens.values())) for step in metrics.steps)
+    kept = {key: value for key, value in flags.items() if key not in _PLACES}
+    return Run(
+        folder.name, int(flags.get("seed", 1234)), kept, dict(last.bits_per_byte), tuple(last.seen),
+        tuple(last.unseen), last.step, tokens, _data(flags),
+    )  # fmt: skip
+
+
+def _data(flags: Mapping[str, Any]) -> str:
+    from megatron_moo.data import open_corpus
+
+    folder = Path(str(flags.get("corpus", "")))
+    if (folder / "build.json").is_file():
+        return open_corpus(folder).fingerprint
+    return str(flags.get("languages", "unknown"))
+
+
+def compare(
+    runs: Sequence[Run], reference: str | None = None, unequal: bool = False, seed: int = 0
+) -> Comparison:
+    """Group runs that differ in nothing but the seed, and compare the groups over the seeds that they share.
+
+    Args:
+        reference: name of one run of the reference group; None: the first run's group.
+        unequal: compare although tokens or data differ; the notes say so.
+        seed: of the bootstrap.
+
+    Raises:
+        MooError: one group only, no common seed, one seed twice in a group, or unequal tokens or data.
+    """
+    groups: list[list[Run]] = []
+    for run in runs:
+        home = next((group for group in groups if group[0].flags == run.flags), None)
+        if home is None:
+            groups.append([run])
+        elif any(other.seed == run.seed for other in home):
+            raise MooError(f"seed {run.seed} comes twice with the same recipe", run.name, "leave one out")
+        else:
+            home.append(run)
+    if len(groups) < 2:
+        raise MooError("all runs have the same recipe", "compare", "give runs of two recipes or more")
+    notes = _unequal(runs, unequal)
+    base = (
+        groups[0]
+        if reference is None
+        else next((g for g in groups if any(r.name == reference for r in g)), None)
+    )
+    if base is None:
+        raise MooError(f"{reference!r} is none of the runs", "--reference")
+    names = _names(groups)
+    found = Comparison(names[id(base)], {}, notes)
+    for group in groups:
+        if group is not base:
+            found.differences[names[id(group)]] = _differences(group, base, seed)
+    return found
+
+
+def _unequal(runs: Sequence[Run], allowed: bool) -> list[str]:
+    notes = []
+    for what, values in (("tokens", {run.tokens for run in runs}), ("data", {run.data for run in runs})):
+        if len(values) > 1:
+            each = ", ".join(
+                f"{run.name} {run.tokens if what == 'tokens' else run.data[:12]}" for run in runs
+            )
+            if not allowed:
+                raise MooError(
+                    f"runs of unequal {what}: {each}", "compare", "--allow-unequal compares them and says so"
+                )
+            notes.append(f"the runs have UNEQUAL {what}: {each}")
+    return notes
+
+
+def _names(groups: Sequence[Sequence[Run]]) -> dict[int, str]:
+    """What tells the groups apart: the flags in which they differ, or the first run's name."""
+    keys = {key for group in groups for key in group[0].flags}
+    differ = sorted(key for key in keys if len({repr(g[0].flags.get(key)) for g in groups}) > 1)
+    found = {}
+    for group in groups:
+        parts = [f"{key} {_value(group[0].flags[key])}" for key in differ if key in group[0].flags]
+        name = ", ".join(parts)
+        found[id(group)] = name if name and len(name) <= 80 else group[0].name
+    return found
+
+
+def _value(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _differences(group: Sequence[Run], base: Sequence[Run], seed: int) -> dict[str, Difference]:
+    pairs = [(run, other) for run in group for other in base if run.seed == other.seed]
+    if not pairs:
+        raise MooError("no seed in common", f"{group[0].name}, {base[0].name}", "pair runs by --seed")
+    first = pairs[0][1]
+    wanted = [tag for tag in (*first.seen, *first.unseen) if all(tag in r.bits for p in pairs for r in p)]
+    rows = {tag: [(a.bits[tag], b.bits[tag]) for a, b in pairs] for tag in wanted}
+    for what, tags in (("seen", first.seen), ("unseen", first.unseen)):
+        tags = tuple(tag for tag in tags if tag in rows)
+        if tags:
+            rows[what] = [(_mean(a, tags), _mean(b, tags)) for a, b in pairs]
+    seen = tuple(tag for tag in first.seen if tag in rows)
+    if seen:
+        rows["worst"] = [(max(a.bits[t] for t in seen), max(b.bits[t] for t in seen)) for a, b in pairs]
+    return {what: _difference(values, seed) for what, values in rows.items()}
+
+
+def _mean(run: Run, tags: Sequence[str]) -> float:
+    return float(np.mean([run.bits[tag] for tag in tags]))
+
+
+def _difference(values: Sequence[tuple[float, float]], seed: int) -> Difference:
+    both = np.array(values)
+    d = both[:, 0] - both[:, 1]
+    means = d[np.random.default_rng(seed).integers(0, len(d), (DRAWS, len(d)))].mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Difference(float(both[:, 1].mean()), float(d.mean()), float(low), float(high), len(d))

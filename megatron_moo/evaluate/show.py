@@ -1,0 +1,81 @@
+"""Tables of an evaluation and of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from megatron_moo.evaluate.compare import Comparison, Difference
+
+
+def show_evaluation(console: Console, found: Mapping[str, Any]) -> None:
+    """Loss, bits per byte, perplexity and cloze per language; samples below."""
+    cloze = found.get("cloze")
+    table = Table(title=f"{found['model']}: windows of {found['seq_length']} tokens")
+    for name in ("", "nats/token", "bits/byte", "perplexity", "kB"):
+        table.add_column(name, justify="left" if not name else "right")
+    if cloze:
+        table.add_column(f"cloze of {cloze['items']}", justify="right")
+        table.add_column("95 %", justify="right")
+        table.add_column("unnormalised", justify="right")
+    for tag, item in found["languages"].items():
+        cells = [tag, f"{item['loss']:.4f}", f"{item['bits_per_byte']:.4f}", f"{item['perplexity']:.4g}"]
+        cells.append(f"{item['bytes'] / 1000:.0f}")
+        if cloze:
+            low, high = item["cloze"]["interval"]
+            cells += [
+                f"{item['cloze']['acc_norm']:.3f}",
+                f"{low:.3f}-{high:.3f}",
+                f"{item['cloze']['acc']:.3f}",
+            ]
+        table.add_row(*cells)
+    console.print(table)
+    if cloze:
+        console.print(
+            f"cloze: the true next paragraph among four, chance {cloze['chance']:.2f}; log-probability per "
+            "character"
+        )
+    for tag, item in found["languages"].items():
+        if sample := item.get("sample"):
+            console.print(f"{tag}: {_flat(sample['prompt'])} >>> {_flat(sample['text'])}", markup=False)
+
+
+def show_harness(console: Console, found: Mapping[str, Any]) -> None:
+    """Our cloze beside lm-eval's."""
+    table = Table(title="cloze, ours and lm-evaluation-harness")
+    for name in ("", "acc", "lm-eval", "acc_norm", "lm-eval"):
+        table.add_column(name, justify="left" if not name else "right")
+    for tag, item in found["languages"].items():
+        ours, theirs = item["cloze"], item["lm_eval"]
+        cells = [f"{value:.4f}" for name in ("acc", "acc_norm") for value in (ours[name], theirs[name])]
+        table.add_row(tag, *cells)
+    console.print(table)
+
+
+def show_comparison(console: Console, found: Comparison) -> None:
+    """Differences to the reference, method by method."""
+    for name, rows in found.differences.items():
+        table = Table(title=f"{name} minus {found.reference}: bits per byte, {_pairs(found, name)}")
+        for head in ("", found.reference, "difference", "95 % (bootstrap)"):
+            table.add_column(head, justify="left" if not head else "right")
+        for what, item in rows.items():
+            table.add_row(what, f"{item.base:.4f}", f"{item.mean:+.4f}", _interval(item))
+        console.print(table)
+    for note in found.notes:
+        console.print(f"note: {note}", markup=False)
+
+
+def _interval(item: Difference) -> str:
+    return "one pair" if item.pairs < 2 else f"{item.low:+.4f} to {item.high:+.4f}"
+
+
+def _pairs(found: Comparison, name: str) -> str:
+    count = next(iter(found.differences[name].values())).pairs
+    return f"{count} pair{'s' * (count != 1)} by seed"
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())
