@@ -9,7 +9,7 @@ HELP_TEXT := examples/libreoffice-help/data
 TESTS ?= tests
 VENV := .venv/bin
 
-.PHONY: help setup train test test-slow lint bench experiment clean
+.PHONY: help setup train test test-slow lint bench bench-gpu experiment clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +38,9 @@ bench: setup  ## run the benchmarks of bench/ (ARGS="bench/one.py" runs one)
 experiment: setup  ## methods against tuned baselines over paired seeds, written to docs/results.md (BUDGET=30m|3h|overnight)
 	@test -d $(HELP_TEXT)/train || $(VENV)/megatron-moo data prepare libreoffice-help --out $(HELP_TEXT)
 	@OMP_NUM_THREADS=1 $(VENV)/megatron-moo experiment --budget $(BUDGET) --page docs/results.md $(ARGS)
+
+bench-gpu: setup  ## measure the kernels on this machine's GPU (says so where there is none)
+	@$(VENV)/python bench/gpu.py $(ARGS)
 
 clean:  ## remove caches and build output; .venv/ and runs/ stay
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage
