@@ -17,6 +17,7 @@ _ROOMS = (
     "megatron_moo.doctor",
     "megatron_moo.experiment.cli",
     "megatron_moo.evaluate.cli",
+    "megatron_moo.analyze.cli",
     "megatron_moo.cluster.cli",
 )
 

@@ -1,0 +1,81 @@
+"""All measures of all layers, as a dictionary for analysis.json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from megatron_moo.analyze.hidden import Hidden
+from megatron_moo.analyze.measures import (
+    cka,
+    distances,
+    explained,
+    language_neurons,
+    probe,
+    retrieval,
+    silhouette,
+)
+
+# Measures that are one number a layer, and what they say.
+CURVES = {
+    "silhouette": "languages apart (silhouette, cosine)",
+    "probe": "language told by a linear probe, held-out sentences",
+    "retrieval": "translation found among the sentences of another language",
+    "distance": "distance between languages' means / spread within one",
+    "variance_language": "share of variance: language",
+    "variance_meaning": "share of variance: meaning",
+    "cka": "CKA between languages",
+    "owned": "MLP neurons that one language owns, share",
+}
+
+
+def analyze(hidden: Hidden, name: str, tell: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """Measure every layer.
+
+    Returns:
+        ``model``, ``languages``, ``sentences``, ``chance`` {probe, retrieval}, and ``layers``: per layer the numbers of
+        :data:`CURVES` (``owned`` from the second on: the embedding has no MLP before it), matrices ``cka_matrix`` and
+        ``retrieval_matrix`` in the order of ``languages``, ``owned_by`` per language, and ``plane`` ``[L, N, 2]`` (the
+        two first principal components).
+    """
+    count, sentences = hidden.states[0].shape[:2]
+    layers = []
+    for number, x in enumerate(hidden.states):
+        tell(f"layer {number}")
+        off = ~np.eye(count, dtype=bool)
+        alignment, found, apart, share = cka(x), retrieval(x), distances(x), explained(x)
+        layer: dict[str, Any] = {
+            "layer": number,
+            "silhouette": silhouette(x),
+            "probe": probe(x),
+            "retrieval": float(found[off].mean()),
+            "distance": float(apart[off].mean()),
+            "variance_language": share["language"],
+            "variance_meaning": share["meaning"],
+            "cka": float(alignment[off].mean()),
+            "cka_matrix": alignment.round(4).tolist(),
+            "retrieval_matrix": found.round(4).tolist(),
+            "plane": plane(x).round(4).tolist(),
+        }
+        if number and hidden.active:
+            neurons = language_neurons(hidden.active[number - 1])
+            layer["owned"], layer["entropy"] = neurons["share"], neurons["entropy"]
+            layer["owned_by"] = dict(zip(hidden.languages, neurons["owned"], strict=True))
+        layers.append(layer)
+    return {
+        "model": name,
+        "languages": list(hidden.languages),
+        "sentences": sentences,
+        "chance": {"probe": 1.0 / count, "retrieval": 1.0 / sentences},
+        "layers": layers,
+    }
+
+
+def plane(x: np.ndarray) -> np.ndarray:
+    """The two first principal components of all sentences, ``[L, N, 2]``."""
+    rows = x.reshape(-1, x.shape[-1])
+    centred = rows - rows.mean(0)
+    _, _, directions = np.linalg.svd(centred, full_matrices=False)
+    return (centred @ directions[:2].T).reshape(*x.shape[:2], -1)

@@ -1,0 +1,98 @@
+"""``megatron-moo analyze``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_moo.errors import MooError
+
+
+def add_subcommands(subparsers: Any) -> None:
+    """Add ``analyze`` to the command line."""
+    parser = subparsers.add_parser(
+        "analyze",
+        help="languages in a model's layers",
+        description="Separability, retrieval, variance, language-owned neurons and CKA of aligned sentences, by layer.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "model", type=Path, metavar="RUN_OR_HF_DIR", help="runs/NAME, or a Hugging Face folder"
+    )
+    parser.add_argument(
+        "--against", type=Path, metavar="RUN_OR_HF_DIR", help="a second one: before and after, or two runs"
+    )
+    parser.add_argument(
+        "--text", type=Path, required=True, help="folder of aligned text, TAG.jsonl or TAG.txt"
+    )
+    parser.add_argument("--languages", help="some of them: en,fr,de")
+    parser.add_argument("--tokenizer", help="byte, a .model, or a folder; default: the run's or folder's own")
+    parser.add_argument("--sentences", type=int, default=200, help="most sentences (default: 200)")
+    parser.add_argument("--tokens", type=int, default=128, help="most tokens of a sentence (default: 128)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("analysis"), help="folder to write to (default: analysis)"
+    )
+    parser.set_defaults(func=_analyze)
+
+
+def _analyze(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from megatron_moo.analyze.analyze import analyze
+    from megatron_moo.analyze.hidden import collect, common_sentences
+    from megatron_moo.analyze.plots import write_plots
+    from megatron_moo.evaluate.aligned import read_aligned
+    from megatron_moo.evaluate.model import open_model
+
+    console = Console(highlight=False, soft_wrap=True)
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    texts = read_aligned(args.text, args.languages.split(",") if args.languages else None)
+    if len(texts) < 2:
+        raise MooError("one language only", "--languages", "give two or more")
+    try:
+        import sklearn  # noqa: F401
+    except ImportError:
+        raise MooError("needs scikit-learn", "analyze", "pip install megatron-moo[analyze]") from None
+    keys = common_sentences(texts, args.sentences)
+    found: list[dict[str, Any]] = []
+    for path in [args.model, *([args.against] if args.against else [])]:
+        with open_model(path, args.tokenizer) as opened:
+            hidden = collect(
+                opened, texts, keys, args.tokens, tell=lambda tag: errors.print(f"megatron-moo: {tag}")
+            )
+            name = _name(path, opened.name, [item["model"] for item in found])
+            found.append(analyze(hidden, name))
+    args.out.mkdir(parents=True, exist_ok=True)
+    told: Any = found[0] if len(found) == 1 else {"models": found}
+    (args.out / "analysis.json").write_text(json.dumps(told) + "\n", encoding="utf-8")
+    write_plots(found, args.out)
+    _show(console, found)
+    console.print(f"megatron-moo: {args.out / 'analysis.json'}, layers.png and other pictures beside it")
+    return 0
+
+
+def _name(path: Path, name: str, taken: Sequence[str]) -> str:
+    return f"{path.resolve().parent.name}-{name}" if name in taken else name
+
+
+def _show(console: Any, found: Sequence[Mapping[str, Any]]) -> None:
+    from rich.table import Table
+
+    from megatron_moo.analyze.analyze import CURVES
+
+    for item in found:
+        chance = item["chance"]
+        table = Table(
+            title=f"{item['model']}: {len(item['languages'])} languages x {item['sentences']} sentences; chance of the "
+            f"probe {chance['probe']:.3f}, of retrieval {chance['retrieval']:.3f}"
+        )
+        table.add_column("layer", justify="right")
+        for name in CURVES:
+            table.add_column(name.replace("variance_", "var. "), justify="right")
+        for layer in item["layers"]:
+            cells = [f"{layer[name]:.3f}" if name in layer else "" for name in CURVES]
+            table.add_row(str(layer["layer"]), *cells)
+        console.print(table)
