@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 from tests.slurm.story import ROOT, Losses, Story, told
@@ -50,14 +49,11 @@ def difference(story: Story) -> float:
 def write_page(story: Story, scratch: str) -> None:
     """Draw both curves, and write the page without paths of this machine."""
     draw(story, IMAGE)
-    version = subprocess.run(
-        ["sinfo", "--version"], capture_output=True, text=True, check=True
-    ).stdout.strip()
     lines = [f"{number}. {how}: step {step} was saved" for number, (how, step) in enumerate(story.stops, 1)]
     log = "\n".join(told(story.log)).replace(scratch, "…").replace(str(ROOT), "…")
     PAGE.write_text(
         HEAD.format(
-            version=version.replace("slurm-wlm", "SLURM"),
+            version=story.version,
             stops="\n".join(lines),
             steps=len(story.preempted),
             languages=len(next(iter(story.preempted.values()))),

@@ -54,6 +54,7 @@ class Story:
         restarts: SLURM's own count.
         log: of the second job.
         left: processes of the runs that were still there at the end.
+        version: SLURM's.
     """
 
     alone: Losses = field(default_factory=dict)
@@ -62,6 +63,7 @@ class Story:
     restarts: int = 0
     log: str = ""
     left: list[str] = field(default_factory=list)
+    version: str = ""
 
 
 def losses(run: Path) -> Losses:
@@ -102,6 +104,7 @@ def play(folder: Path) -> Story:
     story = Story()
     recipe = write_recipe(folder)
     with Cluster(folder / "slurm") as cluster:
+        story.version = cluster.run("sinfo", "--version").strip().replace("slurm-wlm", "SLURM")
         first = submit(cluster, recipe, folder / "alone")
         _finish(cluster, first, folder / "alone")
         story.alone = losses(folder / "alone")
