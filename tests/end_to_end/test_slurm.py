@@ -75,3 +75,23 @@ def test_srun_alone_starts_the_ranks_and_a_run_without_progress_is_not_requeued(
         assert "no step was saved since the last start (still 0)" in Path(f"{run}.log").read_text(
             encoding="utf-8"
         )
+
+
+@pytest.mark.skipif(WHY is not None, reason=str(WHY))
+@pytest.mark.timeout(600)
+def test_the_exchange_benchmark(folder: Path) -> None:
+    with cluster.Cluster(folder / "slurm") as slurm:
+        small = ("--backend", "gloo", "--values", "40000", "--repetitions", "2", "--ranks-per-node", "2")
+        env = {
+            "MEGATRON_MOO": str(story.ROOT),
+            "PYTHON": sys.executable,
+            "NPROC": "2",
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
+        script = str(story.ROOT / "examples" / "slurm" / "exchange_benchmark.sbatch")
+        options = (*story.HERE, f"--output={folder}/exchange.log", script, *small)
+        job = slurm.submit(*options, env=env, cwd=folder)
+        state = slurm.wait(job, ("COMPLETED", "FAILED"), 300)
+        log = (folder / "exchange.log").read_text(encoding="utf-8")
+        assert state == "COMPLETED", log
+        assert "4 ranks on 2 nodes, gloo" in log and "| hierarchical" in log

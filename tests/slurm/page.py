@@ -77,11 +77,10 @@ def draw(story: Story, path: Path) -> None:
     alone, preempted = mean(story.alone), mean(story.preempted)
     axes.plot(list(alone), list(alone.values()), color="#c0c0c0", linewidth=5, label="left alone")
     axes.plot(list(preempted), list(preempted.values()), color="#1f4e8c", linewidth=1.2, label="pre-empted")
-    for how, step in story.stops:
+    for number, (how, step) in enumerate(story.stops, 1):
         axes.axvline(step, color="#b03a2e", linewidth=0.8, linestyle="--")
-        axes.annotate(
-            how.split(",")[0], (step, max(alone.values())), rotation=90, va="top", ha="right", fontsize=7
-        )
+        axes.annotate(f" {number}", (step, max(alone.values())), color="#b03a2e", va="top")
+        axes.plot([], [], color="#b03a2e", linewidth=0.8, linestyle="--", label=f"{number} {how}")
     axes.set(xlabel="step", ylabel="mean loss of four languages, nats per token")
     axes.legend(frameon=False)
     figure.savefig(path, dpi=110)

@@ -165,7 +165,7 @@ def _left(folder: Path) -> list[str]:
 def _await_step(run: Path, last: int) -> None:
     """Until a few more steps than those saved are trained."""
     deadline = time.monotonic() + START_S
-    while max(losses(run), default=0) < last + 5:
+    while max(losses(run), default=0) < last + 25:
         if time.monotonic() > deadline:
             raise TimeoutError(f"no step after {last} was trained; the log ends with:\n{_tail(run)}")
         time.sleep(0.1)

@@ -142,6 +142,14 @@ def test_containers(tmp_path: Path) -> None:
     assert status != 0 and "set IMAGE" in out
 
 
+def test_the_exchange_benchmark(tmp_path: Path) -> None:
+    status, out = ended(sbatch(tmp_path, "exchange_benchmark.sbatch"))
+    assert status == 0, out
+    args = (tmp_path / "srun.args").read_text().splitlines()
+    assert args[3:7] == [str(SLURM / "node.sh"), str(ROOT / "bench" / "exchange.py"), "--backend", "nccl"]
+    assert "MAX_RESTARTS=0" in (tmp_path / "srun.env").read_text().splitlines()
+
+
 def test_sigusr1_is_passed_on_and_the_job_requeued(tmp_path: Path) -> None:
     job = sbatch(tmp_path, "many_nodes.sbatch", DO="while :; do sleep 0.1; done")
     deadline = time.monotonic() + 20
