@@ -21,7 +21,7 @@ import torch
 
 from megatron_moo.kernels.segments import SegmentTable
 
-BLOCKS = ("bucket", "layer", "module", "param", "model")
+BLOCKS = ("bucket", "layer", "module", "param", "model", "auto")
 # Parameters that the user leaves at the plain mean.
 EXCLUDED = "excluded"
 
@@ -78,6 +78,9 @@ def block_of(name: str, block: str, bucket: str, exclude: str | None = None) -> 
         return name
     if block == "bucket":
         return bucket
+    block = (
+        "module" if block == "auto" else block
+    )  # what is measured; who shares weights changes (adaptive.py)
     if block not in ("layer", "module"):
         raise ValueError(f"unknown block {block!r}, expected one of {', '.join(BLOCKS)}")
     if match := _LAYER.match(name):

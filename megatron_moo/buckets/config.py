@@ -36,6 +36,8 @@ class MooConfig:
         wire: dtype in which rows travel, one of ``WIRES``.
         wire_feedback: add to a row what the wire lost of the one before.
         exchange: one of ``EXCHANGES``: all at once, or ranks of one objective first.
+        auto_every: steps between decisions of ``block`` ``auto``.
+        strength: (from, to, steps): the update goes from the plain mean (0) to the method's (1) as this ramp says.
         ranks_per_node: where ranks are, for ``exchange``; None asks for their host names.
     """
 
@@ -55,6 +57,8 @@ class MooConfig:
     wire_feedback: bool = False
     exchange: str = "auto"
     ranks_per_node: int | None = None
+    auto_every: int = 50
+    strength: tuple[float, float, int] = (1.0, 1.0, 1)
 
     def __post_init__(self) -> None:
         for flag, value, choices in (
@@ -85,6 +89,16 @@ class MooConfig:
             )
         if self.ranks_per_node is not None and self.ranks_per_node < 1:
             raise MooError(f"{self.ranks_per_node} ranks", "--moo-ranks-per-node", "give at least 1")
+        if self.auto_every < 2:
+            raise MooError(
+                f"{self.auto_every} steps", "--moo-auto-every", "give at least 2: a spread needs two steps"
+            )
+        if not (0.0 <= self.strength[0] <= 1.0 and 0.0 <= self.strength[1] <= 1.0 and self.strength[2] >= 1):
+            raise MooError(
+                f"{self.strength} is not between 0 and 1, over at least 1 step",
+                "--moo-strength",
+                "give e.g. 0:1:500",
+            )
         if self.recompute < 0:
             raise MooError(f"{self.recompute} slots", "--moo-recompute", "give at least 1")
         if self.recompute and self.observe:
@@ -98,3 +112,8 @@ class MooConfig:
                 raise MooError(
                     f"{self.exclude!r} is no regular expression ({error})", "--moo-exclude"
                 ) from None
+
+    def strength_at(self, step: int) -> float:
+        """How much of the method's update a step (counted from 0) takes; the rest is the plain mean."""
+        first, last, steps = self.strength
+        return first + (last - first) * min(1.0, step / steps)

@@ -19,15 +19,16 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-from megatron_moo.buckets.blocks import EXCLUDED, BucketPlan, Kind, Segment
+from megatron_moo.buckets.blocks import BucketPlan, Kind, Segment
 from megatron_moo.buckets.config import MooConfig
 from megatron_moo.buckets.gramians import GramianSum
 from megatron_moo.buckets.hierarchy import FLAT_EVERY, one_objective_each
 from megatron_moo.buckets.partial import sum_over, summed_copies
 from megatron_moo.buckets.passes import Pass, plan_passes
 from megatron_moo.buckets.phases import Phases
+from megatron_moo.buckets.weights import WeightSolver
 from megatron_moo.errors import MooError
-from megatron_moo.kernels import combine, combine_segments, gramian, gramian_segments, solve_blocks
+from megatron_moo.kernels import combine, combine_segments, gramian, gramian_segments
 from megatron_moo.kernels.rows import few_enough
 
 _DROPPED_IN_A_ROW = 10
@@ -96,8 +97,8 @@ class MooStep:
         schedule: Schedule,
         preference: torch.Tensor | None = None,
     ) -> None:
-        self.config, self.method = config, method
-        self.objectives, self.schedule, self.preference = tuple(objectives), schedule, preference
+        self.config, self.solver = config, WeightSolver(config, method, preference)
+        self.objectives, self.schedule = tuple(objectives), schedule
         self.plans: list[BucketPlan] = []
         self.block_names: tuple[str, ...] = ()
         self.last: Resolved | None = None
@@ -161,6 +162,7 @@ class MooStep:
         self._counts_ahead = counts_ahead
         self._counts_tokens, self._tp_group, self._embd_group = counts_tokens, tp_group, embd_group
         self._world = world
+        self.solver.place(block_names, self.k, plans[0].grad.device)
 
     def cost(self) -> dict[str, int]:
         """Passes of a step that solves, and bytes of gradients that this rank keeps between them.
@@ -204,12 +206,12 @@ class MooStep:
 
     def _remember(self) -> Any:
         """What a step changes that the next one reads."""
-        return self.method.state_dict(), self._drops  # type: ignore[attr-defined]
+        return self.solver.state_dict(), self._drops
 
     def _forget(self, memory: Any) -> None:
         """Go back to what :meth:`_remember` returned."""
         state, self._drops = memory
-        self.method.load_state_dict(state)  # type: ignore[attr-defined]
+        self.solver.load_state_dict(state)
 
     def _plan(self) -> tuple[Pass, ...]:
         return plan_passes(self.config.slots, self.config.recompute)
@@ -385,7 +387,7 @@ class MooStep:
             gramians = torch.where(gone, 0.0, gramians)
         with self.phases("solve"):
             losses = None if self.losses_of is None else self.losses_of(riders)
-            weights = self._solve(gramians, torch.where(dropped, 0.0, counts), losses)
+            weights = self.solver(gramians, torch.where(dropped, 0.0, counts), losses, self._step)
             weights = torch.where(dropped, 0.0, weights)
         with self.phases("combine"):
             if self.is_last:
@@ -420,31 +422,6 @@ class MooStep:
         pieces = flat.split([part.numel() for part in parts])
         return [piece.view_as(part) for piece, part in zip(pieces, parts, strict=True)]
 
-    def _solve(
-        self, gramians: torch.Tensor, counts: torch.Tensor, losses: torch.Tensor | None
-    ) -> torch.Tensor:
-        weights = solve_blocks(
-            self.method,
-            gramians,
-            tokens=counts,
-            losses=losses,
-            preference=self.preference,
-            step=self._step,
-            block=list(self.block_names),
-        )
-        u = torch.full_like(weights, 1.0 / self.k) if self.preference is None else self.preference
-        u = u.to(weights).expand_as(weights)
-        if self.config.rescale == "mean":
-            weights = weights * self._mean_over_norm(gramians, weights, u)[:, None]
-        excluded = torch.tensor([name == EXCLUDED for name in self.block_names], device=weights.device)
-        return torch.where(excluded[:, None], u, weights)
-
-    @staticmethod
-    def _mean_over_norm(gramians: torch.Tensor, weights: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-        mean = torch.einsum("bi,bij,bj->b", u, gramians, u)
-        norm = torch.einsum("bi,bij,bj->b", weights, gramians, weights)
-        return torch.where(norm > 0, (mean / norm.clamp(min=1e-300)).clamp(min=0).sqrt(), 1.0)
-
     def _objectives_of(self, plan: BucketPlan) -> list[int]:
         """Objective of every row of a bucket, slot by slot, ``[slots * members / g]``."""
         return [objectives[lane] for objectives in self._assignment for lane in plan.row_lanes]
@@ -467,11 +444,11 @@ class MooStep:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold: the method's state, with the same keys on every rank."""
-        return {"method": self.method.state_dict(), "members": self._members}  # type: ignore[attr-defined]
+        return {**self.solver.state_dict(), "members": self._members}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`."""
-        self.method.load_state_dict(state["method"])  # type: ignore[attr-defined]
+        self.solver.load_state_dict(state)
         self._members = state.get("members", "")
 
     def _watch_drops(self, dropped: torch.Tensor) -> None:

@@ -19,6 +19,10 @@ FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--moo-method", {"default": "cagrad", "help": "how conflicts are resolved (docs/methods.md)"}),
     ("--moo-option", {"action": "append", "default": [], "metavar": "NAME=VALUE", "help": "option of the method"}),
     ("--moo-block", {"default": "layer", "help": f"what shares a set of weights: {', '.join(BLOCKS)}"}),
+    ("--moo-auto-every", {"type": int, "default": 50, "metavar": "N", "help": "steps between decisions of "
+      "--moo-block auto"}),
+    ("--moo-strength", {"default": "1", "metavar": "S", "help": "1 is the method's update, 0 the plain mean; A:B:N goes "
+      "from A to B in N steps"}),
     ("--moo-slots", {"default": "auto", "help": "passes per step; auto: enough for every objective"}),
     ("--moo-presence", {"default": "present", "choices": ["present", "law"], "help": "every objective in every "
       "step, or drawn by the sampling law"}),
@@ -41,6 +45,14 @@ FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
       "improves: macro, worst, or a language"}),
     ("--moo-patience", {"type": int, "default": 3, "metavar": "N", "help": "validations without improvement that "
       "end the run (default 3)"}),
+    ("--moo-other-places", {"action": "store_true", "help": "let a run go on with another number of places a step "
+      "(slots x lanes); which objective comes when begins anew"}),
+    ("--moo-keep-last", {"type": int, "metavar": "N", "help": "delete all but the newest N complete checkpoints "
+      "(default: keep all)"}),
+    ("--moo-skip-verify", {"action": "store_true", "help": "load a checkpoint without checking its SHA-256 sums"}),
+    ("--moo-trust-load", {"action": "store_true", "help": "load a checkpoint whose files belong to another user"}),
+    ("--moo-timeout", {"type": float, "default": 600.0, "metavar": "S", "help": "seconds after which a rank that is "
+      "not heard of ends the run (default 600; 0 never)"}),
     ("--lora-rank", {"type": int, "metavar": "N", "help": "train adapters of rank N only; the base is frozen"}),
     ("--lora-alpha", {"type": float, "metavar": "X", "help": "adapters are scaled by X / rank (default: the rank)"}),
     ("--lora-targets", {"nargs": "+", "metavar": "NAME", "help": f"adapted layers (default: {' '.join(TARGETS)})"}),
@@ -103,6 +115,24 @@ def slot_count(value: str, objectives: int, lanes: int) -> int:
     return int(value)
 
 
+def parse_strength(value: str) -> tuple[float, float, int]:
+    """``S`` or ``A:B:N``.
+
+    Raises:
+        MooError: for anything else.
+    """
+    parts = str(value).split(":")
+    try:
+        if len(parts) == 1:
+            return float(parts[0]), float(parts[0]), 1
+        first, last, steps = parts
+        return float(first), float(last), int(steps)
+    except ValueError:
+        raise MooError(
+            f"{value!r} is no number and no ramp", "--moo-strength", "give S or A:B:N, e.g. 0:1:500"
+        ) from None
+
+
 def moo_config(args: Any, objectives: int) -> MooConfig:
     """Read our flags.
 
@@ -134,6 +164,7 @@ def moo_config(args: Any, objectives: int) -> MooConfig:
         options = parse_options(args.moo_method, args.moo_option)
     except ValueError as error:
         raise MooError(str(error), "--moo-option", "see docs/methods.md") from None
+    _check_faults(args)
     if args.moo_mixed:
         return mixed_config(args)
     slots = slot_count(args.moo_slots, objectives, lane_count(args))
@@ -161,5 +192,18 @@ def moo_config(args: Any, objectives: int) -> MooConfig:
         wire=args.moo_wire,
         wire_feedback=args.moo_wire_feedback,
         exchange=args.moo_exchange,
+        auto_every=args.moo_auto_every,
+        strength=parse_strength(args.moo_strength),
         ranks_per_node=args.moo_ranks_per_node,
     )
+
+
+def _check_faults(args: Any) -> None:
+    if args.moo_keep_last is not None and args.moo_keep_last < 1:
+        raise MooError(
+            f"{args.moo_keep_last} checkpoints cannot be gone on from", "--moo-keep-last", "keep 1 or more"
+        )
+    if args.moo_timeout < 0:
+        raise MooError(
+            f"{args.moo_timeout:g} s is no time", "--moo-timeout", "give seconds, or 0 to wait for ever"
+        )

@@ -17,6 +17,7 @@ from megatron_moo.errors import MooError
 _NEEDS_LANGUAGES: tuple[tuple[str, Any], ...] = (
     ("moo_observe", False), ("moo_every", 1), ("moo_rescale", "none"), ("moo_exclude", None), ("moo_recompute", 0),
     ("moo_metric", "euclidean"), ("moo_wire", "fp32"), ("moo_wire_feedback", False),
+    ("moo_strength", "1"),
 )  # fmt: skip
 
 

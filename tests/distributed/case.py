@@ -50,6 +50,8 @@ class Case:
     recompute: int = 0
     metric: str = "euclidean"
     wire: str = "fp32"
+    auto_every: int = 50
+    strength: tuple[float, float, int] = (1.0, 1.0, 1)
     exchange: str = "flat"
     ranks_per_node: int | None = None
     together: bool = False

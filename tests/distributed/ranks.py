@@ -43,6 +43,7 @@ def make_step(case: Case, method: Any = None) -> MooStep:
         case.method, case.options, case.block, case.slots, row_dtype=case.rows, seed=case.seed, exclude=case.exclude,
         observe=case.observe, every=case.every, recompute=case.recompute,
         metric=case.metric, wire=case.wire, exchange=case.exchange, ranks_per_node=case.ranks_per_node,
+        auto_every=case.auto_every, strength=case.strength,
     )  # fmt: skip
     names = [f"language{k}" for k in range(case.objectives)]
     return make_step_class(case.observe, case.every)(

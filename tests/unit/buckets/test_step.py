@@ -7,7 +7,7 @@ import torch
 
 from megatron_moo.buckets.blocks import EXCLUDED
 from megatron_moo.buckets.config import MooConfig
-from megatron_moo.buckets.step import MooStep
+from megatron_moo.buckets.weights import WeightSolver
 from megatron_moo.moo import make_method
 
 
@@ -17,10 +17,10 @@ def gramians(blocks: int, k: int) -> torch.Tensor:
 
 
 def solve(config: MooConfig, names: list[str], preference: torch.Tensor | None = None) -> tuple:
-    step = MooStep(config, make_method(config.method), ["a", "b", "c"], None, preference)  # type: ignore[arg-type]
-    step.block_names = tuple(names)
+    solver = WeightSolver(config, make_method(config.method), preference)
+    solver.place(names, 3, torch.device("cpu"))
     g = gramians(len(names), 3)
-    return g, step._solve(g, torch.ones(3, dtype=torch.float64), None)
+    return g, solver(g, torch.ones(3, dtype=torch.float64), None, 0)
 
 
 @pytest.mark.parametrize("method", ["mgda", "pcgrad", "sum"])

@@ -11,10 +11,12 @@ from megatron_moo.errors import MooError
 from megatron_moo.training.arguments import FLAG_NAMES, add_moo_arguments, lane_count, moo_config, slot_count
 
 EXPECTED = (
-    "languages", "corpus", "run-dir", "moo-method", "moo-option", "moo-block", "moo-slots", "moo-presence",
+    "languages", "corpus", "run-dir", "moo-method", "moo-option", "moo-block", "moo-auto-every", "moo-strength",
+    "moo-slots", "moo-presence",
     "moo-rescale", "moo-exclude", "moo-every", "moo-observe", "moo-rows",
     "moo-wire", "moo-wire-feedback", "moo-exchange", "moo-ranks-per-node", "moo-metric", "moo-recompute",
     "moo-mixed", "moo-early-stop", "moo-patience",
+    "moo-other-places", "moo-keep-last", "moo-skip-verify", "moo-trust-load", "moo-timeout",
     "lora-rank", "lora-alpha", "lora-targets", "lora-dropout", "freeze",
 )  # fmt: skip
 
@@ -94,6 +96,10 @@ def test_slots() -> None:
         (("--moo-metric", "sgd"), "--moo-metric"),
         (("--moo-wire", "int8"), "--moo-wire"),
         (("--moo-exchange", "ring"), "--moo-exchange"),
+        (("--moo-auto-every", "1"), "--moo-auto-every"),
+        (("--moo-strength", "2"), "--moo-strength"),
+        (("--moo-strength", "0:1"), "--moo-strength"),
+        (("--moo-strength", "0:1:0"), "--moo-strength"),
         (("--moo-exchange", "hierarchical", "--moo-observe"), "--moo-exchange"),
         (("--moo-ranks-per-node", "0"), "--moo-ranks-per-node"),
         (("--moo-wire", "bf16", "--moo-observe"), "--moo-wire"),
@@ -124,6 +130,8 @@ def test_slots() -> None:
         (("--lora-rank", "4", "--freeze", "norm"), "--freeze: with --lora-rank the whole base is frozen"),
         (("--lora-alpha", "8"), "--lora-alpha: does nothing without --lora-rank"),
         (("--freeze", "("), "--freeze: '\\(' is no regular expression"),
+        (("--moo-keep-last", "0"), "--moo-keep-last: 0 checkpoints cannot be gone on from"),
+        (("--moo-timeout", "-1"), "--moo-timeout: -1 s is no time"),
         (("--moo-option", "nonsense=1"), "--moo-option: .*nonsense"),
     ],
 )

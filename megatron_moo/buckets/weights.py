@@ -1,0 +1,114 @@
+"""From Gramians to weights: one batched solve for all blocks, and what the user asked for around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from megatron_moo.buckets.adaptive import AdaptiveBlocks
+from megatron_moo.buckets.blocks import EXCLUDED
+from megatron_moo.buckets.config import MooConfig
+from megatron_moo.kernels import solve_blocks
+
+
+class WeightSolver:
+    """Weights ``[B, K]`` of every block.
+
+    Args:
+        config: method, rescaling, strength, kind of block.
+        method: Gramians ``[B, K, K]`` to weights ``[B, K]`` (``megatron_moo.moo``).
+        preference: ``[K]``, sums to 1, or None for uniform.
+
+    Attributes:
+        auto: how modules are grouped, with ``--moo-block auto``.
+        changed: whether the last step changed the groups.
+    """
+
+    def __init__(
+        self, config: MooConfig, method: Callable[..., torch.Tensor], preference: torch.Tensor | None
+    ) -> None:
+        self.config, self.method, self.preference = config, method, preference
+        self.auto: AdaptiveBlocks | None = None
+        self.changed = False
+        self._names: tuple[str, ...] = ()
+        self._restored: Mapping[str, Any] | None = None
+
+    def place(self, names: Sequence[str], objectives: int, device: torch.device) -> None:
+        """Say which blocks the model has."""
+        self._names = tuple(names)
+        if self.config.block != "auto":
+            return
+        self.auto = AdaptiveBlocks(names, objectives, self.config.auto_every, device)
+        if self._restored is not None:
+            self.auto.load_state_dict(self._restored)
+            self._restored = None
+
+    def __call__(
+        self, gramians: torch.Tensor, counts: torch.Tensor, losses: torch.Tensor | None, step: int
+    ) -> torch.Tensor:
+        """Solve for a step.
+
+        Args:
+            gramians: ``[B, K, K]`` fp64, of rows that are means over tokens.
+            counts: ``[K]`` tokens; losses: ``[K]`` or None.
+            step: counted from 0.
+        """
+        self.changed = False
+        if self.auto is None:
+            return self._solve(gramians, self._names, counts, losses, step)
+        together = self.auto.together(gramians)
+        weights = self.auto.apart(self._solve(together, self.auto.names, counts, losses, step))
+        self.changed = self.auto.follow(step, gramians)
+        return weights
+
+    def _solve(
+        self,
+        gramians: torch.Tensor,
+        names: Sequence[str],
+        counts: torch.Tensor,
+        losses: torch.Tensor | None,
+        step: int,
+    ) -> torch.Tensor:
+        weights = solve_blocks(
+            self.method,
+            gramians,
+            tokens=counts,
+            losses=losses,
+            preference=self.preference,
+            step=step,
+            block=list(names),
+        )
+        k = gramians.shape[-1]
+        u = torch.full_like(weights, 1.0 / k) if self.preference is None else self.preference
+        u = u.to(weights).expand_as(weights)
+        if self.config.rescale == "mean":
+            weights = weights * _mean_over_norm(gramians, weights, u)[:, None]
+        strength = self.config.strength_at(step)
+        if strength != 1.0:
+            weights = u + strength * (weights - u)
+        excluded = torch.tensor([name == EXCLUDED for name in names], device=weights.device)
+        return torch.where(excluded[:, None], u, weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next step reads, with the same keys on every rank."""
+        state: dict[str, Any] = {"method": self.method.state_dict()}  # type: ignore[attr-defined]
+        if self.auto is not None:
+            state["auto"] = self.auto.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`; groups are placed when the blocks are known."""
+        self.method.load_state_dict(state["method"])  # type: ignore[attr-defined]
+        if self.auto is not None and "auto" in state:
+            self.auto.load_state_dict(state["auto"])
+        else:
+            self._restored = state.get("auto")
+
+
+def _mean_over_norm(gramians: torch.Tensor, weights: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """Norm of the mean gradient over that of the update, per block."""
+    mean = torch.einsum("bi,bij,bj->b", u, gramians, u)
+    norm = torch.einsum("bi,bij,bj->b", weights, gramians, weights)
+    return torch.where(norm > 0, (mean / norm.clamp(min=1e-300)).clamp(min=0).sqrt(), 1.0)
