@@ -30,7 +30,7 @@ if ! build inspect --type image localhost/debian-python >/dev/null 2>&1; then
     container=$(build from scratch)
     build add --quiet "$container" "$base" /
     # Programs that pip installs land beside the copied Python.
-    build config --env PATH=/opt/python/bin:/usr/local/bin:/usr/bin:/bin "$container"
+    build config --env PATH=/opt/python/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$container"
     build commit --quiet --rm "$container" localhost/debian-python
     rm -rf "$base"
 fi

@@ -94,4 +94,4 @@ def test_the_exchange_benchmark(folder: Path) -> None:
         state = slurm.wait(job, ("COMPLETED", "FAILED"), 300)
         log = (folder / "exchange.log").read_text(encoding="utf-8")
         assert state == "COMPLETED", log
-        assert "4 ranks on 2 nodes, gloo" in log and "| hierarchical" in log
+        assert "4 ranks on 2 nodes, gloo" in log and "MOO, hierarchical" in log
