@@ -85,6 +85,8 @@ def load_recipe(path: Path, flags: Sequence[str]) -> Recipe:
         if isinstance(values.get(key), str):
             values[key] = str(path.parent / values[key])
     overrides = parse_flags(flags)
+    if overrides.get("moo-method", values.get("moo-method")) != values.get("moo-method"):
+        values.pop("moo-option", None)  # they are options of the method that the command line replaces
     return Recipe(path, values | overrides, overrides)
 
 

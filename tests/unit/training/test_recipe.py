@@ -84,3 +84,13 @@ def test_unknown_keys_name_the_nearest_flag() -> None:
     recipe = Recipe(Path("r.yaml"), {"zzz": 4}, {"zzz": 4})
     with pytest.raises(MooError, match="command line: unknown flag 'zzz'"):
         check_keys(recipe, ["num-layers", "lr"])
+
+
+def test_options_belong_to_the_method_that_the_recipe_names(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("moo-method: cagrad\nmoo-option: c=0.5\n")
+    assert "moo-option" not in load_recipe(path, ["--moo-method", "mean"]).values
+    assert load_recipe(path, ["--moo-method", "cagrad"]).values["moo-option"] == "c=0.5"
+    assert load_recipe(path, ["--lr", "1e-3"]).values["moo-option"] == "c=0.5"
+    given = load_recipe(path, ["--moo-method", "pcgrad", "--moo-option", "seed=3"])
+    assert given.values["moo-option"] == "seed=3"
