@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
+import signal
 import socket
-import subprocess
 import sys
-import threading
-import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,11 @@ from megatron_moo.errors import MooError
 from megatron_moo.training import platform
 from megatron_moo.training.agree import Refused, meeting_store, plan_together
 from megatron_moo.training.fused import describe
+from megatron_moo.training.integrity import complete_steps
 from megatron_moo.training.plan import RunPlan, plan_run
+from megatron_moo.training.ranks import Ending, run_ranks
 from megatron_moo.training.recipe import Recipe, load_recipe, to_argv
 from megatron_moo.training.where import Where, check_where, device, export, find_where, notes, visible_gpus
-
-_ERROR_LINE = re.compile(r"megatron-moo: error: (.*)")
-_RANK = re.compile(r"^\[rank\d+\]:\s?")
-_EXCEPTION = re.compile(r"^[\w.]*(?:Error|Exception|Interrupt)\b")
 
 
 def train(recipe_path: Path, flags: list[str], runs: Path = Path("runs")) -> int:
@@ -39,6 +36,7 @@ def train(recipe_path: Path, flags: list[str], runs: Path = Path("runs")) -> int
     """
     console = Console(stderr=False, highlight=False, soft_wrap=True)
     recipe = load_recipe(recipe_path, flags)
+    restarts = restart_count(recipe)
     where = find_where(os.environ)
     if where is not None:
         return _be_a_rank(console, where, recipe, runs)
@@ -52,9 +50,21 @@ def train(recipe_path: Path, flags: list[str], runs: Path = Path("runs")) -> int
         console.print(f"megatron-moo: {done}")
         _finish(console, plan)
         return 0
-    status = _run_ranks(console, plan)
+    status = _run_ranks(console, plan, restarts)
     _conclude(console, plan, status)
     return status
+
+
+def restart_count(recipe: Recipe) -> int:
+    """How often ranks may be started again.
+
+    Raises:
+        MooError: for something that is no number.
+    """
+    given = str(recipe.values.get("max-restarts", 0))
+    if not given.isdigit():
+        raise MooError(f"{given!r} is not a number of restarts", "--max-restarts", "give 0 or more")
+    return int(given)
 
 
 def _make_plan(console: Console, recipe: Recipe, runs: Path) -> tuple[RunPlan, str | None]:
@@ -81,7 +91,8 @@ def _conclude(console: Console, plan: RunPlan, status: int) -> None:
     if status == 0 and _stopped_like(plan):
         console.print(f"megatron-moo: {_stopped_line(plan)}")
     elif last_step(plan.run_dir) < plan.train_iters:
-        console.print("megatron-moo: stopped before the last step; run the same command again to go on")
+        why = f" by {signal.Signals(status - 128).name}" if status > 128 else ""
+        console.print(f"megatron-moo: stopped{why} before the last step; run the same command again to go on")
 
 
 def last_step(run_dir: Path) -> int:
@@ -168,70 +179,53 @@ def _train_here(plan: RunPlan) -> int:
         return ending.code if isinstance(ending.code, int) else int(ending.code is not None)
 
 
-def _run_ranks(console: Console, plan: RunPlan) -> int:
-    from megatron_moo.report.live import LiveView
-    from megatron_moo.report.metrics import follow
-
-    logs = plan.run_dir / "logs" / time.strftime("%Y%m%d-%H%M%S")
-    logs.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={plan.world}",
-        "--redirects=3", f"--log-dir={logs}", "-m", "megatron_moo.training.main", *to_argv(plan.flags),
-    ]  # fmt: skip
-    environment = dict(os.environ, PYTHONUNBUFFERED="1")
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // plan.world)))
-    metrics = plan.run_dir / "metrics.jsonl"
-    offset = metrics.stat().st_size if metrics.exists() else 0
-    with (logs / "launcher.log").open("w") as out:
-        ranks = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
-        stop = threading.Event()
-        threading.Thread(target=_set_after, args=(ranks, stop), daemon=True).start()
-        try:
-            with LiveView(console, plan.train_iters) as view:
-                for record in follow(metrics, offset=offset, stop=stop.is_set):
-                    view.update(record)
-        except KeyboardInterrupt:
-            ranks.terminate()
-        status = ranks.wait()
-    if status != 0:
-        _tell_failure(logs, status)
-    return status
-
-
-def _set_after(process: subprocess.Popen, ended: threading.Event) -> None:
-    process.wait()
-    ended.set()
-
-
-def _tell_failure(logs: Path, status: int) -> None:
-    """Raise the first error of the ranks' logs as one line.
+def _run_ranks(console: Console, plan: RunPlan, restarts: int) -> int:
+    """Run the ranks, again after a fault of the machine; 0, or 128 + the signal that ended them early.
 
     Raises:
-        MooError: always.
+        MooError: when they failed.
     """
-    fallback = None
-    for path in sorted(logs.rglob("stderr.log")):
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        for line in lines:
-            if match := _ERROR_LINE.search(line):
-                raise MooError(match[1])
-        fallback = fallback or _last_exception(lines)
-    raise MooError(
-        fallback or f"the ranks ended with status {status}",
-        "training",
-        f"the logs of the ranks lie in {logs}",
-    )
+    metrics = plan.run_dir / "metrics.jsonl"
+    offset = metrics.stat().st_size if metrics.exists() else 0
+    with Ending() as ending:
+        for left in reversed(range(restarts + 1)):
+            failure = run_ranks(plan, ending, partial(_show, console, plan))
+            if failure is None:
+                break
+            if not (failure.machine and left) or ending.asked:
+                raise failure.error
+            saved = complete_steps(plan.run_dir / "checkpoints")
+            console.print(f"megatron-moo: {failure.error.what}", markup=False)
+            console.print(
+                f"megatron-moo: starting again from step {saved[-1] if saved else 0} ({_counted(left - 1)} left)"
+            )
+    asked = ending.asked or (signal.SIGTERM if _was_signalled(metrics, offset) else 0)
+    return 128 + asked if asked and last_step(plan.run_dir) < plan.train_iters else 0
 
 
-def _last_exception(lines: list[str]) -> str | None:
-    """The exception that ends a traceback; a bare one with the line of code that raised it."""
-    text = [_RANK.sub("", line) for line in lines]
-    at = [number for number, line in enumerate(text) if _EXCEPTION.match(line)]
-    if not at:
-        return None
-    last = text[at[-1]]
-    code = [line.strip() for line in text[: at[-1]] if line.strip(" ^~")]
-    return last if ":" in last or not code else f"{last}: {code[-1]}"
+def _show(console: Console, plan: RunPlan, ended: Callable[[], bool]) -> None:
+    from megatron_moo.report.live import LiveView
+    from megatron_moo.report.metrics import follow
+    from megatron_moo.report.records import EventRecord
+
+    metrics = plan.run_dir / "metrics.jsonl"
+    offset = metrics.stat().st_size if metrics.exists() else 0
+    with LiveView(console, plan.train_iters) as view:
+        for record in follow(metrics, offset=offset, stop=ended):
+            view.update(record)
+            if isinstance(record, EventRecord) and record.event == "warning":
+                _warn(console, [f"step {record.step}: {record.fields.get('text')}"])
+
+
+def _was_signalled(metrics: Path, offset: int) -> bool:
+    """Whether the ranks wrote, after ``offset``, that one of them was asked to end."""
+    with metrics.open("rb") as file:
+        file.seek(offset)
+        return b'"event": "signal"' in file.read()
+
+
+def _counted(restarts: int) -> str:
+    return f"{restarts} restart{'s' * (restarts != 1)}"
 
 
 def _finish(console: Console, plan: RunPlan) -> None:

@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
+import traceback
 from typing import Any
 
+from megatron_moo.buckets.doing import DOING
 from megatron_moo.errors import MooError
 from megatron_moo.training import platform
+from megatron_moo.training.orphans import die_with_parent, tie_children
+from megatron_moo.training.watchdog import leave
+
+# How gloo and NCCL say that a peer does not answer.
+_LOST = re.compile(r"[Cc]onnection (closed|reset)|Timed out waiting|Broken pipe|[Ss]ocket|NCCL|[Ww]atchdog")
 
 
 def main() -> int:
-    """Train with Megatron's own ``pretrain()``; the flags are in ``sys.argv``."""
+    """Train with Megatron's own ``pretrain()``; the flags are in ``sys.argv``. Does not return when a peer is lost."""
+    try:
+        return _train()
+    except RuntimeError as error:
+        if _LOST.search(str(error)) is None:
+            raise
+        traceback.print_exc()
+        leave(f"another rank is gone ({str(error).splitlines()[0]}); this one is in {DOING.line()}")
+
+
+def _train() -> int:
     signal.signal(signal.SIGUSR1, _as_sigterm)
+    die_with_parent(signal.SIGTERM)  # a rank whose launcher is gone saves and leaves
+    tie_children()
     platform.prepare()
     with platform.quiet():
         from megatron.core.enums import ModelType
@@ -26,14 +46,18 @@ def main() -> int:
 
     args = parse_and_validate_args(extra_args_provider=add_moo_arguments)
     run = install(args)
-    training.pretrain(
-        pretrain_cfg_container_from_args(args),
-        run.datasets,
-        ModelType.encoder_or_decoder,
-        run.forward_step,
-        model_provider=run.model_provider,
-        non_loss_data_func=run.after_validation,
-    )
+    try:
+        training.pretrain(
+            pretrain_cfg_container_from_args(args),
+            run.datasets,
+            ModelType.encoder_or_decoder,
+            run.forward_step,
+            model_provider=run.model_provider,
+            non_loss_data_func=run.after_validation,
+        )
+    except SystemExit:  # Megatron's end of a run that a signal or a limit stops
+        run.close()
+        raise
     run.end()
     return 0
 

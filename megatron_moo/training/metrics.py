@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from megatron_moo.buckets.doing import DOING
 from megatron_moo.buckets.step import MooStep, Resolved
 from megatron_moo.training.evidence import moo_record
 from megatron_moo.training.mixed import MixedStep
+from megatron_moo.training.spikes import SpikeWatch
 
 
 class LossBook:
@@ -58,11 +61,13 @@ class MetricsWriter:
         self.book = LossBook(len(languages))
         self.drawn: dict[str, int] = {}
         self._began = self._ended_at = 0.0
+        self._spikes = SpikeWatch()
         step.riders.append(self._take_losses)
         step.on_begin.append(self._begin)
         step.on_end.append(self._ended)
 
     def _take_losses(self) -> torch.Tensor:
+        DOING.enter("all-reduce of the Gramians")  # which these losses ride in
         return self.book.take(self.step.plans[0].grad.device)
 
     def _begin(self, number: int) -> None:
@@ -75,6 +80,11 @@ class MetricsWriter:
         """Write a line that is not a step."""
         if dist.get_rank() == 0:
             self._append({"event": name, "time": time.time(), **fields})
+
+    def warn(self, step: int, text: str) -> None:
+        """Say something on stderr, and in the metrics, from where the launcher shows it."""
+        sys.stderr.write(f"megatron-moo: warning: step {step}: {text}\n")
+        self.event("warning", step=step, text=text)
 
     def tell_drawn(self, step: int, report: dict[str, Any]) -> None:
         """Write asked against drawn (``Feed.report``) as an event ``drawn``."""
@@ -115,8 +125,11 @@ class MetricsWriter:
         record = self._record(resolved, iteration, now)
         record |= {"lr": learning_rate, "grad_norm": _float(grad_norm), "skipped": skipped}
         record |= {"bytes_sent": bytes_sent, "bytes_between_nodes": bytes_between_nodes}
+        record["spikes"] = {tag: _number(times) for tag, times in self._spikes.look(record["loss"]).items()}
         if dist.get_rank() == 0:
             self._append(record)
+            for text in _warnings(record):
+                self.warn(iteration, text)
         if (writer := _tensorboard()) is not None:
             _to_tensorboard(writer, record, iteration)
 
@@ -149,6 +162,21 @@ class MetricsWriter:
     def _append(self, record: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as out:
             out.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _warnings(record: dict[str, Any]) -> list[str]:
+    """What a step's record says of languages that went wrong."""
+    told = [
+        f"the loss of {tag}, {record['loss'][tag]:.4g}, is {times:.3g} times what it was lately"
+        for tag, times in record["spikes"].items()
+    ]
+    if bad := record["moo"].get("dropped"):
+        told.append(f"the gradient of {', '.join(bad)} is not finite and was left out")
+    return told
+
+
+def _number(value: float) -> float:
+    return float(f"{min(value, 1e30):.6g}")  # JSON has no infinity
 
 
 def _float(value: Any) -> float | None:

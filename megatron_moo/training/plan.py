@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from megatron_moo.errors import MooError
 from megatron_moo.training import platform
 from megatron_moo.training.arguments import FLAG_NAMES, add_moo_arguments, lane_count, moo_config, slot_count
 from megatron_moo.training.fused import check_fp8
+from megatron_moo.training.integrity import check_owner
 from megatron_moo.training.recipe import DEFAULTS, REQUIRED, Recipe, check_keys, to_argv
 from megatron_moo.training.support import check_supported
 
@@ -26,8 +28,14 @@ if TYPE_CHECKING:
 
 # Flags that may differ when a run folder is used again.
 MAY_CHANGE = (
-    "run-dir", "corpus", "nproc", "name", "train-iters", "exit-interval", "exit-duration-in-mins", "log-interval",
-    "eval-interval", "save-interval", "save", "load", "tensorboard-dir", "languages", "moo-early-stop", "moo-patience",
+    "run-dir", "corpus", "nproc", "name", "max-restarts", "train-iters", "exit-interval", "exit-duration-in-mins",
+    "log-interval", "eval-interval", "save-interval", "save", "load", "tensorboard-dir", "languages",
+    "moo-early-stop", "moo-patience",
+    "moo-other-places", "moo-keep-last", "moo-skip-verify", "moo-trust-load", "moo-timeout", "exit-signal-handler",
+    "ckpt-step", "async-save", "async-strategy", "use-persistent-ckpt-worker", "distributed-timeout-minutes",
+    # Where the parts of the model lie: the update does not depend on it.
+    "tensor-model-parallel-size", "pipeline-model-parallel-size", "context-parallel-size",
+    "expert-model-parallel-size", "expert-tensor-parallel-size", "sequence-parallel",
 )  # fmt: skip
 
 
@@ -87,6 +95,8 @@ def plan_run(recipe: Recipe, runs: Path, progress: Callable[[str], None]) -> Run
     before = _claimed(run_dir)
     args.moo_slots = _slots(args.moo_slots, len(manifest.objectives), lanes, before)
     config = moo_config(args, len(manifest.objectives))
+    places, earlier = 0 if args.moo_mixed else lanes * config.slots, int(before.get("places", 0))
+    _check_places(run_dir, earlier, places, args)
     early_stopping(args, (*manifest.languages, *manifest.unseen))
     dp = args.world_size // (
         args.tensor_model_parallel_size * args.pipeline_model_parallel_size * args.context_parallel_size
@@ -119,12 +129,16 @@ def plan_run(recipe: Recipe, runs: Path, progress: Callable[[str], None]) -> Run
     }
     values.setdefault("max-position-embeddings", args.seq_length)
     values.setdefault("load", values["save"])
+    if values.get("async-save"):
+        # Megatron's default strategy needs a package of NVIDIA's; its own is as good for one machine.
+        values.setdefault("async-strategy", "nvrx" if find_spec("nvidia_resiliency_ext") else "mcore")
+        values.setdefault("use-persistent-ckpt-worker", True)
     feed = Feed(args, manifest, corpus, lanes, config.slots)
     values |= {"eval-iters": 1, "eval-micro-batch-size": args.micro_batch_size}
     values["eval-global-batch-size"] = len(feed.valid(0, dp)) * dp * args.micro_batch_size
-    places = 0 if args.moo_mixed else lanes * config.slots
     law = feed.schedule.fingerprint()
     _check_tokenizer(run_dir, corpus, before)
+    check_owner(values, trusted=args.moo_trust_load)
     _claim(
         run_dir, recipe, values, before, {"places": places, "law": law, "tokenizer": corpus.tokenizer_hash}
     )
@@ -136,7 +150,7 @@ def plan_run(recipe: Recipe, runs: Path, progress: Callable[[str], None]) -> Run
         f"{len(manifest.languages)} languages, {how}; {_counted(world, 'rank')} on "
         f"{'GPU' if platform.has_gpu() else 'CPU'}"
     )
-    notes = _place_notes(feed, int(before.get("places", 0)), places)
+    notes = _place_notes(feed, earlier, places)
     if before.get("places") == places and before.get("law", law) != law:
         notes.append("other shares than the run had: the sampling law begins anew, samples go on")
     notes += feed.notes
@@ -152,6 +166,17 @@ def _check_tokenizer(run_dir: Path, corpus: Any, before: dict[str, Any]) -> None
             str(run_dir),
             "name the earlier one in the manifest (a SentencePiece model that is trained on the languages changes with "
             "them: keep its file and give its path), or choose another --run-dir",
+        )
+
+
+def _check_places(run_dir: Path, earlier: int, places: int, args: Any) -> None:
+    """Refuse another L = slots x lanes than the run had, unless it is asked for: it is another order of objectives."""
+    if places and earlier and places != earlier and not args.moo_other_places:
+        raise MooError(
+            f"its run has {earlier} places a step (slots x lanes), these settings have {places}: which objective comes "
+            "when would begin anew",
+            str(run_dir),
+            f"choose ranks and slots that make {earlier}, or ask for it with --moo-other-places",
         )
 
 

@@ -13,7 +13,7 @@ import yaml
 from megatron_moo.errors import MooError
 
 # Keys of ours that are not flags of a rank.
-LAUNCH_KEYS = ("nproc", "name")
+LAUNCH_KEYS = ("nproc", "name", "max-restarts")
 PATH_KEYS = ("languages", "corpus", "run-dir", "load", "pretrained-checkpoint", "save", "tensorboard-dir")
 
 # What a run of Bucket-Level MOO needs of Megatron, whatever the recipe says.
@@ -34,6 +34,8 @@ DEFAULTS: dict[str, Any] = {
     "dist-ckpt-optim-fully-reshardable": True,
     "eval-interval": 100,
     "save-interval": 100,
+    # SIGTERM to one rank: all of them save and leave.
+    "exit-signal-handler": True,
 }
 
 
@@ -56,7 +58,7 @@ class Recipe:
         """Name of the run: the recipe's, and what the command line changed."""
         parts = [str(self.values.get("name", self.path.stem))]
         for key, value in self.overrides.items():
-            if key not in ("run-dir", "nproc", "name", "exit-interval"):
+            if key not in (*LAUNCH_KEYS, "run-dir", "exit-interval"):
                 text = key if value is True else f"{key}-{_text(value)}"
                 parts.append("".join(c if c.isalnum() or c in "-._" else "-" for c in text))
         return "-".join(parts)

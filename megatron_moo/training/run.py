@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from megatron_moo.buckets.doing import DOING
 from megatron_moo.buckets.lanes import find_lanes
 from megatron_moo.buckets.modes import make_step_class
 from megatron_moo.buckets.placement import peer_groups
@@ -19,12 +21,15 @@ from megatron_moo.models.gpt import build_model
 from megatron_moo.models.lora import check_selected
 from megatron_moo.training import platform
 from megatron_moo.training.arguments import lane_count, moo_config
+from megatron_moo.training.checkpoints import Checkpoints
 from megatron_moo.training.evaluation import Evaluation, early_stopping
 from megatron_moo.training.feed import Feed
 from megatron_moo.training.forward import Record, forward_step
 from megatron_moo.training.metrics import MetricsWriter
 from megatron_moo.training.mixed import MixedStep
+from megatron_moo.training.same import bucket_facts, check_same, facts_of
 from megatron_moo.training.support import check_supported
+from megatron_moo.training.watchdog import Watchdog, leave, own_store
 
 
 class TrainingRun:
@@ -56,9 +61,14 @@ class TrainingRun:
         self._validations: list[ValidationBatches] = []
         self._told_drawn = -1
         self.seam = Seam(self.step, lambda: int(args.curr_iteration))
+        self.step.on_end.append(self._tell_blocks)
         self.seam.on_training_log(self._log)
         self.seam.carry_state(self._save, self._load)
-        self.seam.initialise_in(platform.initialising)
+        self.seam.initialise_in(self._initialising)
+        self.checkpoints = Checkpoints(args, self.metrics.event, self.metrics.warn, self._asked_to_end)
+        self.watchdog: Watchdog | None = None
+        self.step.on_begin.append(self._say_step)
+        self.step.on_end.append(lambda: DOING.enter("the optimizer's step"))
         self.seam.before_first_step = self._begin
         self.seam.around_forward = self._booked
 
@@ -95,10 +105,17 @@ class TrainingRun:
         self._tell_drawn(step)
         self.metrics.event("end", step=step)
         dist.barrier()
+        self.close()
         dist.destroy_process_group()
+
+    def close(self) -> None:
+        """Tell the other ranks that this one ends as it should."""
+        if self.watchdog is not None:
+            self.watchdog.end()
 
     def remove(self) -> None:
         """Take MOO out of this process again."""
+        self.checkpoints.remove()
         self.seam.remove()
 
     def after_validation(self, model: Any) -> None:
@@ -112,8 +129,32 @@ class TrainingRun:
 
     # ----------------------------------------------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def _initialising(self) -> Iterator[None]:
+        """Around ``initialize_megatron``: then the ranks know each other, and nothing was built or loaded yet."""
+        with platform.initialising():
+            yield
+        check_same(facts_of(self.args, self.manifest, self.corpus))
+        rank, world, timeout = dist.get_rank(), dist.get_world_size(), float(self.args.moo_timeout)
+        if world > 1 and timeout > 0:
+            self.watchdog = Watchdog(rank, world, timeout, own_store, leave)
+            self.watchdog.begin()
+        self.checkpoints.check()
+
+    def _asked_to_end(self, ranks: list[int]) -> None:
+        """Some ranks got SIGTERM: all of them save now and leave."""
+        self.metrics.event("signal", step=self._validated_step(), ranks=ranks)
+
+    def _say_step(self, step: int) -> None:
+        DOING.step = step + 1
+        DOING.leave()
+
     def _begin(self, schedule: Any, kw: dict[str, Any]) -> None:
         """Say what a step costs and, in a new run, where it starts from."""
+        from megatron.core import parallel_state as ps
+
+        place = (ps.get_tensor_model_parallel_rank(), ps.get_pipeline_model_parallel_rank())
+        check_same(bucket_facts(self.step.plans, self.step.block_names), group=str(place))
         step = int(self.args.curr_iteration)
         known = {"step": step, "train_iters": self.args.train_iters, **self.step.cost()}
         if step:
@@ -135,6 +176,16 @@ class TrainingRun:
         self.after_validation(chunks)
         for chunk in chunks:
             chunk.train()
+
+    def _tell_blocks(self) -> None:
+        """An event when ``--moo-block auto`` has changed what shares a set of weights."""
+        auto = self.step.solver.auto
+        if auto is not None and self.step.solver.changed:
+            groups = {
+                name: [auto.modules[index] for index in group]
+                for name, group in zip(auto.names, auto.groups, strict=True)
+            }
+            self.metrics.event("blocks", step=int(self.args.curr_iteration) + 1, groups=groups)
 
     def _tell_drawn(self, step: int) -> None:
         """Asked against drawn, once a step."""
@@ -174,6 +225,9 @@ class TrainingRun:
     def _record(self, batch: dict[str, Any], training: bool) -> Record:
         from megatron.core import parallel_state as ps
 
+        DOING.language = self.step.objectives[self.step.objective] if training and not self.feed.mixed else ""
+        if not training:
+            DOING.enter("validation")
         if training and batch.get("objective", self.step.objective) != self.step.objective:
             raise MooError(
                 f"lane {self.seam.lanes.lane if self.seam.lanes else '?'} was given objective "

@@ -19,7 +19,8 @@ VOCAB = 64
 class Case:
     """One row of the test matrix.
 
-    Losses of the objectives in ``poison`` are multiplied by ``poison_with`` from step ``poison_from`` on.
+    Losses of the objectives in ``poison`` are multiplied by ``poison_with`` from step ``poison_from`` on, before
+    ``poison_until``.
     ``weights`` says where the initial values come from: parameter ``names`` or a tiny Llama of ``transformers``.
     ``turn`` moves every objective to another lane, ``ragged`` masks a different number of tokens everywhere.
     ``together`` puts equal objectives side by side.
@@ -58,6 +59,7 @@ class Case:
     poison: tuple[int, ...] = ()
     poison_with: float = float("nan")
     poison_from: int = 0
+    poison_until: int = 1_000_000
     flags: tuple[str, ...] = ()
     seed: int = 7
     tolerance: float = 1e-5

@@ -157,7 +157,9 @@ def train_steps(
     for iteration in range(first, first + steps):
         args.curr_iteration = iteration
         losses_reduced, *_, grad_norm, _zeros, _logit = training.train_step(
-            lambda it, m: (poisoned if args.curr_iteration >= case.poison_from else clean)(it, m),
+            lambda it, m: (
+                poisoned if case.poison_from <= args.curr_iteration < case.poison_until else clean
+            )(it, m),
             data,
             model,
             optimizer,

@@ -58,6 +58,9 @@ def test_a_resume_may_change_blend_languages_lanes_and_slots(
 
     # One lane and two slots: half as many places, so the objectives rotate; the global batch stays.
     third = command(*flags, "--nproc", "1", "--moo-slots", "2")
+    assert third.returncode == 2
+    assert "run: its run has 4 places a step (slots x lanes), these settings have 2" in third.stderr
+    third = command(*flags, "--nproc", "1", "--moo-slots", "2", "--moo-other-places")
     assert third.returncode == 0, third.stderr
     assert "2 places a step (slots x lanes) where the run had 4" in third.stdout
     assert "4 objectives rotate over 2 places a step" in third.stdout

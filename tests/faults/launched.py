@@ -1,0 +1,123 @@
+"""``megatron-moo train`` in processes of its own, with a mark by which everything that it started is found again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.faults.tiny import ROOT, steps_of
+
+_MARK = "MOO_TEST_MARK"
+_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "SLURM", "TORCHELASTIC", "GROUP_")
+
+
+class Launched:
+    """A run under way.
+
+    Args:
+        recipe, run, flags: what to train, and its folder.
+        grace_s: what torchrun leaves its ranks after a signal.
+    """
+
+    def __init__(self, recipe: Path, run: Path, *flags: str, grace_s: float = 30) -> None:
+        self.run, self.mark = run, uuid.uuid4().hex
+        env = {key: value for key, value in os.environ.items() if not key.startswith(_LAUNCHERS)}
+        env |= {
+            "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "100", "GLOO_SOCKET_IFNAME": "lo",
+            _MARK: self.mark, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(grace_s)),
+        }  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "megatron_moo.cli",
+            "train",
+            str(recipe),
+            "--run-dir",
+            str(run),
+            *flags,
+        ]
+        self.process = subprocess.Popen(
+            command, cwd=recipe.parent, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.out = self.err = ""
+
+    def __enter__(self) -> Launched:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End whatever is left; a test that looks for orphans does so before."""
+        for pid in (self.process.pid, *self.processes()):
+            _kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+    def processes(self) -> list[int]:
+        """Every living process that the run started, the launcher itself left out."""
+        return [pid for pid, mark, _ in _all() if mark.get(_MARK) == self.mark and pid != self.process.pid]
+
+    def rank(self, number: int) -> int:
+        """Process of a rank."""
+        for pid, env, command in _all():
+            mine = env.get(_MARK) == self.mark and env.get("RANK") == str(number)
+            if mine and "megatron_moo.training.main" in command and "torch.distributed.run" not in command:
+                return pid
+        raise AssertionError(f"rank {number} is not there")
+
+    def wait_for_step(self, step: int, timeout: float = 120) -> None:
+        """Until the metrics hold ``step``."""
+        self.wait_until(lambda: step in self._steps(), f"step {step}", timeout)
+
+    def wait_until(self, reached: Callable[[], bool], what: str, timeout: float) -> float:
+        """Seconds until ``reached()``."""
+        started = time.monotonic()
+        while not reached():
+            assert self.process.poll() is None or reached(), f"ended before {what}: {self.end(1)}"
+            assert time.monotonic() - started < timeout, f"no {what} within {timeout} s"
+            time.sleep(0.02)
+        return time.monotonic() - started
+
+    def _steps(self) -> dict:
+        try:
+            return steps_of(self.run)
+        except (FileNotFoundError, ValueError):  # not yet, or half a line
+            return {}
+
+    def end(self, timeout: float = 120) -> int:
+        """Exit status; ``out`` and ``err`` hold what it said."""
+        self.out, self.err = self.process.communicate(timeout=timeout)
+        return self.process.returncode
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended (a zombie has)."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state in "ZX"
+
+
+def _all() -> list[tuple[int, dict[str, str], str]]:
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit() or gone(int(folder.name)):
+            continue
+        try:
+            pairs = (folder / "environ").read_bytes().decode("utf-8", "replace").split("\0")
+            command = (folder / "cmdline").read_bytes().decode("utf-8", "replace").replace("\0", " ")
+        except OSError:  # gone, or another user's
+            continue
+        found.append((int(folder.name), dict(pair.partition("=")[::2] for pair in pairs), command))
+    return found
+
+
+def _kill(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return

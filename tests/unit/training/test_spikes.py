@@ -1,0 +1,57 @@
+"""A tenfold loss of one language is flagged in its step; ordinary noise never is."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from megatron_moo.training.spikes import SpikeWatch
+
+TAGS = ("el", "ko", "tr")
+
+
+def clean(seed: int, steps: int, floor: float, noise: float) -> list[dict[str, float]]:
+    """Falling losses of three languages with log-normal noise of width ``noise``."""
+    rng = random.Random(seed)
+    return [
+        {tag: (floor + 5 * math.exp(-step / 80)) * math.exp(rng.gauss(0, noise)) for tag in TAGS}
+        for step in range(steps)
+    ]
+
+
+@pytest.mark.parametrize(("floor", "noise"), [(2.0, 0.02), (1.0, 0.1), (0.5, 0.25), (1e-3, 0.25)])
+def test_500_clean_steps_raise_no_alarm(floor: float, noise: float) -> None:
+    for seed in range(20):
+        watch = SpikeWatch()
+        assert [flagged for losses in clean(seed, 500, floor, noise) if (flagged := watch.look(losses))] == []
+
+
+@pytest.mark.parametrize("step", [8, 30, 499])
+def test_a_tenfold_loss_is_flagged_in_its_step(step: int) -> None:
+    for seed in range(20):
+        watch, found = SpikeWatch(), {}
+        for at, losses in enumerate(clean(seed, 500, 1.0, 0.1)):
+            if at == step:
+                losses["ko"] *= 10
+            if flagged := watch.look(losses):
+                found[at] = flagged
+        assert list(found) == [step] and list(found[step]) == ["ko"]
+        assert 7 < found[step]["ko"] < 14
+
+
+def test_a_lasting_rise_is_flagged_until_it_is_what_the_run_does() -> None:
+    watch = SpikeWatch()
+    for _ in range(50):
+        assert watch.look({"ko": 1.0, "el": 2.0}) == {}
+    flagged = [bool(watch.look({"ko": 10.0})) for _ in range(40)]
+    assert flagged == [True] * 8 + [False] * 32
+
+
+def test_what_is_no_number_is_told_elsewhere() -> None:
+    watch = SpikeWatch()
+    for _ in range(50):
+        watch.look({"ko": 1.0})
+    assert watch.look({"ko": math.nan}) == {} and watch.look({"ko": math.inf}) == {}
+    assert list(watch.look({"ko": 10.0})) == ["ko"], "and does not spoil what is remembered"
