@@ -376,10 +376,11 @@ class MooStep:
 
     def resolve(self) -> Resolved:
         """Reduce, solve and write the update into every bucket's own shard. A collective call."""
-        with self.phases("gramian"):
+        with self.phases("exchange"):
             raw, counts, same, *riders = self._reduced(
                 [self._sum.gramians, self._counts, self._sum.same, *(rider() for rider in self.riders)]
             )
+        with self.phases("gramian"):
             per = torch.where(counts > 0, 1.0 / counts.clamp(min=1e-300), 0.0)
             gramians = raw * per[:, None] * per[None, :]
             dropped = (~torch.isfinite(gramians.diagonal(dim1=-2, dim2=-1))).any(0)
