@@ -21,8 +21,8 @@ FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--moo-block", {"default": "layer", "help": f"what shares a set of weights: {', '.join(BLOCKS)}"}),
     ("--moo-auto-every", {"type": int, "default": 50, "metavar": "N", "help": "steps between decisions of "
       "--moo-block auto"}),
-    ("--moo-strength", {"default": "1", "metavar": "S", "help": "1 is the method's update, 0 the plain mean; A:B:N goes "
-      "from A to B in N steps"}),
+    ("--moo-strength", {"default": "1", "metavar": "S", "help": "1 is the method's update, 0 the plain mean; A:B:N "
+      "goes from A to B in N steps"}),
     ("--moo-slots", {"default": "auto", "help": "passes per step; auto: enough for every objective"}),
     ("--moo-presence", {"default": "present", "choices": ["present", "law"], "help": "every objective in every "
       "step, or drawn by the sampling law"}),

@@ -21,6 +21,8 @@ from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
+from megatron_moo.buckets.seam import SUPPORTED_VERSION
+from megatron_moo.errors import MooError
 from megatron_moo.training.integrity import TRACKER, write_atomically
 from megatron_moo.training.orphans import die_with_parent
 
@@ -49,6 +51,9 @@ class CheckpointSeam:
         saved: called by the first rank with the folder of checkpoints after the tracker file names the new one.
         asked_to_end: called on every rank with the ranks that got the signal to end.
         async_save: whether another process writes the files.
+
+    Raises:
+        MooError: for a name that is not where it was.
     """
 
     def __init__(
@@ -59,6 +64,10 @@ class CheckpointSeam:
         asked_to_end: Callable[[list[int]], None],
         async_save: bool = False,
     ) -> None:
+        for name in missing_names():
+            raise MooError(
+                f"{name} is not where megatron-core {SUPPORTED_VERSION} has it", "seam_checkpoints.py"
+            )
         self._undo: list[Callable[[], None]] = []
         self._asked_to_end = asked_to_end
         self._replace(_TRAINING, "save_checkpoint", lambda stock: partial(around_save, stock))
