@@ -60,9 +60,10 @@ def _analyze(args: argparse.Namespace) -> int:
     found: list[dict[str, Any]] = []
     for path in [args.model, *([args.against] if args.against else [])]:
         with open_model(path, args.tokenizer) as opened:
-            hidden = collect(
-                opened, texts, keys, args.tokens, tell=lambda tag: errors.print(f"megatron-moo: {tag}")
-            )
+            with errors.status("megatron-moo") as status:  # shown on a terminal only
+                hidden = collect(
+                    opened, texts, keys, args.tokens, tell=lambda tag: status.update(f"megatron-moo: {tag}")
+                )
             name = _name(path, opened.name, [item["model"] for item in found])
             found.append(analyze(hidden, name))
     args.out.mkdir(parents=True, exist_ok=True)

@@ -81,7 +81,8 @@ def _eval(args: argparse.Namespace) -> int:
     with open_model(args.model, args.tokenizer) as opened:
         if not texts and opened.corpus is None:
             raise MooError("no text to evaluate on", "--text", "give a folder with TAG.jsonl or TAG.txt")
-        found = evaluate(opened, texts, asked, lambda line: errors.print(f"megatron-moo: {line}", end="\r"))
+        with errors.status("megatron-moo") as status:  # shown on a terminal only
+            found = evaluate(opened, texts, asked, lambda line: status.update(f"megatron-moo: {line}"))
         items = found.pop("items")
         if args.lm_eval:
             from megatron_moo.evaluate.harness import check_lengths, harness_cloze

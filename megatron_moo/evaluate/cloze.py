@@ -126,21 +126,28 @@ def _cut(text: str) -> tuple[str, str]:
 
 
 def write_task(items: Sequence[Item], texts: Mapping[str, AlignedText], folder: Path) -> None:
-    """The same items as task files of lm-evaluation-harness: ``moo_cloze_TAG`` per language."""
+    """The same items as task files of lm-evaluation-harness: ``moo_cloze_TAG`` per language.
+
+    Args:
+        folder: where; a relative one makes tasks that work from the present working folder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for tag, text in texts.items():
         lines = []
         for item in items:
             shown = render(item, text)
             lines.append(
-                json.dumps({"context": shown.context, "choices": shown.choices, "answer": shown.answer})
+                json.dumps(
+                    {"context": shown.context, "choices": shown.choices, "answer": shown.answer},
+                    ensure_ascii=False,
+                )
             )
         data = folder / f"{tag}.jsonl"
         data.write_text("\n".join(lines) + "\n", encoding="utf-8")
         task = {
             "task": f"moo_cloze_{tag}",
             "dataset_path": "json",
-            "dataset_kwargs": {"data_files": {"test": str(data.resolve())}},
+            "dataset_kwargs": {"data_files": {"test": str(data)}},
             "test_split": "test",
             "output_type": "multiple_choice",
             "doc_to_text": "{{context}}",

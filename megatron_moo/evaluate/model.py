@@ -67,8 +67,14 @@ def open_model(path: Path, tokenizer: str | None = None) -> Iterator[Opened]:
     corpus = open_corpus(Path(flags["corpus"])) if Path(flags.get("corpus", "")).is_dir() else None
     if corpus is None and tokenizer is None:
         raise MooError("its corpus is gone, and with it the tokenizer", str(path), "give --tokenizer")
-    if corpus is not None:
-        _check_corpus(path, corpus)
+    if corpus is not None and not _same_languages(path, corpus):
+        if tokenizer is None:
+            raise MooError(
+                "is no longer the corpus of the run: it has other languages",
+                str(corpus.path),
+                "give --text and --tokenizer",
+            )
+        corpus = None
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "hf"
         export_checkpoint(path / "checkpoints", target)
@@ -77,18 +83,12 @@ def open_model(path: Path, tokenizer: str | None = None) -> Iterator[Opened]:
         yield found
 
 
-def _check_corpus(run: Path, corpus: Any) -> None:
-    """Refuse a corpus that was built anew from other languages since the run validated."""
+def _same_languages(run: Path, corpus: Any) -> bool:
+    """Whether a corpus still has the languages that the run validated; another manifest may have been built there."""
     from megatron_moo.report.metrics import read_metrics
 
     valids = read_metrics(run).valids
-    tags = {*valids[-1].seen, *valids[-1].unseen} if valids else set()
-    if tags and tags != set(corpus.tags("valid")):
-        raise MooError(
-            "is no longer the corpus of the run: it has other languages",
-            str(corpus.path),
-            "give --text and --tokenizer",
-        )
+    return not valids or {*valids[-1].seen, *valids[-1].unseen} == set(corpus.tags("valid"))
 
 
 def _tokenizer(what: str) -> Tokenizer:

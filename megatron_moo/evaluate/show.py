@@ -12,15 +12,13 @@ from megatron_moo.evaluate.compare import Comparison, Difference
 
 
 def show_evaluation(console: Console, found: Mapping[str, Any]) -> None:
-    """Loss, bits per byte, perplexity and cloze per language; samples below."""
+    """Loss (nats per token), bits per byte, perplexity per token and cloze per language; samples below."""
     cloze = found.get("cloze")
     table = Table(title=f"{found['model']}: windows of {found['seq_length']} tokens")
-    for name in ("", "nats/token", "bits/byte", "perplexity", "kB"):
-        table.add_column(name, justify="left" if not name else "right")
-    if cloze:
-        table.add_column(f"cloze of {cloze['items']}", justify="right")
-        table.add_column("95 %", justify="right")
-        table.add_column("unnormalised", justify="right")
+    for name in ("", "nats", "bits/byte", "ppl", "kB"):
+        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
+    for name in ("cloze", "95 %", "raw") if cloze else ():
+        table.add_column(name, justify="right", no_wrap=True)
     for tag, item in found["languages"].items():
         cells = [tag, f"{item['loss']:.4f}", f"{item['bits_per_byte']:.4f}", f"{item['perplexity']:.4g}"]
         cells.append(f"{item['bytes'] / 1000:.0f}")
@@ -35,8 +33,8 @@ def show_evaluation(console: Console, found: Mapping[str, Any]) -> None:
     console.print(table)
     if cloze:
         console.print(
-            f"cloze: the true next paragraph among four, chance {cloze['chance']:.2f}; log-probability per "
-            "character"
+            f"cloze: the true continuation among four, {cloze['items']} items, chance {cloze['chance']:.2f}; by "
+            "log-probability per character, raw: by its sum"
         )
     for tag, item in found["languages"].items():
         if sample := item.get("sample"):
