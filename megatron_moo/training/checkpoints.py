@@ -17,6 +17,7 @@ from megatron_moo.buckets.doing import DOING
 from megatron_moo.errors import MooError
 from megatron_moo.training import integrity
 from megatron_moo.training.seam_checkpoints import CheckpointSeam
+from megatron_moo.training.watchdog import peer_is_lost
 
 # What torchrun leaves its ranks after it passed a signal on, before it kills them (TORCH_ELASTIC_SHUTDOWN_TIMEOUT).
 _GRACE_S = 30.0
@@ -114,6 +115,8 @@ class Checkpoints:
         except MooError:
             raise
         except (Exception, CheckpointException) as error:  # torch's is no Exception
+            if peer_is_lost(error):
+                raise
             raise save_error(checkpoint, error) from error
         DOING.leave()
         if dist.get_rank() == 0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 import traceback
@@ -13,10 +12,7 @@ from megatron_moo.buckets.doing import DOING
 from megatron_moo.errors import MooError
 from megatron_moo.training import platform
 from megatron_moo.training.orphans import die_with_parent, tie_children
-from megatron_moo.training.watchdog import leave
-
-# How gloo and NCCL say that a peer does not answer.
-_LOST = re.compile(r"[Cc]onnection (closed|reset)|Timed out waiting|Broken pipe|[Ss]ocket|NCCL|[Ww]atchdog")
+from megatron_moo.training.watchdog import leave, peer_is_lost
 
 
 def main() -> int:
@@ -24,7 +20,7 @@ def main() -> int:
     try:
         return _train()
     except RuntimeError as error:
-        if _LOST.search(str(error)) is None:
+        if not peer_is_lost(error):
             raise
         traceback.print_exc()
         leave(f"another rank is gone ({str(error).splitlines()[0]}); this one is in {DOING.line()}")

@@ -32,7 +32,7 @@ def facts_of(args: Any, manifest: Any, corpus: Any) -> dict[str, str]:
         "megatron_moo": _version("megatron-moo"),
         "torch": torch.__version__,
     }
-    settings = {name: value for name, value in vars(args).items() if name not in _OWN}
+    settings = {name: value for name, value in vars(args).items() if name not in _OWN and _plain(value)}
     ours = sorted(settings, key=lambda name: (not name.startswith("moo_"), name != "seed", name))
     return facts | {f"--{name.replace('_', '-')}": _text(settings[name]) for name in ours}
 
@@ -84,6 +84,13 @@ def difference(facts: Mapping[int, Mapping[str, str]]) -> str | None:
 def _span(ranks: Sequence[int]) -> str:
     shown = ", ".join(map(str, ranks[:8]))
     return shown if len(ranks) <= 8 else f"{shown} and {len(ranks) - 8} more"
+
+
+def _plain(value: Any) -> bool:
+    """Whether a value says the same in every process; the text of an object may hold its address."""
+    if isinstance(value, list | tuple):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, str | int | float | bool | torch.dtype)
 
 
 def _text(value: Any) -> str:

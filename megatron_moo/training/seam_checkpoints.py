@@ -6,7 +6,9 @@
 3. ``checkpointing.maybe_msc.open``: with it the tracker file is written, in place; ours writes it in one piece.
 4. ``filesystem_async.get_write_results_queue``: starts a process for a queue, which outlives a killed rank. Ours is no
    process where the rank itself writes, and one that ends with the rank where another process does.
-5. ``training.get_signal_handler``: tells all ranks of a SIGTERM that one of them got.
+5. ``PersistentAsyncCaller.async_loop``: the process that writes an asynchronous save; a machine without a GPU has to
+   answer for CUDA there too.
+6. ``training.get_signal_handler``: tells all ranks of a SIGTERM that one of them got.
 """
 
 from __future__ import annotations
@@ -23,12 +25,14 @@ from typing import Any
 
 from megatron_moo.buckets.seam import SUPPORTED_VERSION
 from megatron_moo.errors import MooError
+from megatron_moo.training import platform
 from megatron_moo.training.integrity import TRACKER, write_atomically
 from megatron_moo.training.orphans import die_with_parent
 
 _TRAINING = "megatron.training.training"
 _CHECKPOINTING = "megatron.training.checkpointing"
 _SERIALIZATION = "megatron.core.dist_checkpointing.serialization"
+_ASYNC = "megatron.core.dist_checkpointing.strategies.async_utils"
 _WRITER = "megatron.core.dist_checkpointing.strategies.filesystem_async"
 
 PRIVATE_NAMES: tuple[tuple[str, str], ...] = (
@@ -38,6 +42,7 @@ PRIVATE_NAMES: tuple[tuple[str, str], ...] = (
     (_SERIALIZATION, "save_integrity_manifest"),
     (_SERIALIZATION, "verify_integrity_manifest"),
     (_WRITER, "get_write_results_queue"),
+    (_ASYNC, "PersistentAsyncCaller.async_loop"),
 )
 _MEGATRONS_LIST = "integrity.json"
 
@@ -78,15 +83,16 @@ class CheckpointSeam:
         )
         self._replace(_SERIALIZATION, "verify_integrity_manifest", _only_megatrons)
         self._replace(_WRITER, "get_write_results_queue", lambda _: ResultsQueue(async_save))
+        self._replace(_ASYNC, "PersistentAsyncCaller.async_loop", lambda _: staticmethod(write_in_background))
 
     def remove(self) -> None:
         """Put back everything that was replaced."""
         while self._undo:
             self._undo.pop()()
 
-    def _replace(self, module: str, name: str, make: Callable[[Any], Any]) -> None:
-        owner = importlib.import_module(module)
-        stock = getattr(owner, name)
+    def _replace(self, module: str, path: str, make: Callable[[Any], Any]) -> None:
+        owner, name = _owner(module, path)
+        stock = vars(owner)[name]
         self._undo.append(partial(setattr, owner, name, stock))
         setattr(owner, name, make(stock))
 
@@ -164,7 +170,32 @@ def _only_megatrons(stock: Callable[[str], None]) -> Callable[[str], None]:
     return lambda folder: stock(folder) if (Path(folder) / _MEGATRONS_LIST).exists() else None
 
 
+def write_in_background(*args: Any) -> None:
+    """What the process of asynchronous saves runs: Megatron's own loop, on a machine that answers for CUDA."""
+    die_with_parent()
+    platform.prepare()
+    with platform.quiet():
+        loop = _owner(_ASYNC, "PersistentAsyncCaller.async_loop")[0].async_loop
+    loop(*args)
+
+
+def _owner(module: str, path: str) -> tuple[Any, str]:
+    """The module or class that holds the last name of a dotted path, and that name."""
+    owner: Any = importlib.import_module(module)
+    *classes, name = path.split(".")
+    for each in classes:
+        owner = getattr(owner, each)
+    return owner, name
+
+
 def missing_names() -> list[str]:
     """The private names that the installed Megatron-Core lacks."""
-    places = ((module, name, importlib.import_module(module)) for module, name in PRIVATE_NAMES)
-    return [f"{module}.{name}" for module, name, place in places if not hasattr(place, name)]
+    return [f"{module}.{path}" for module, path in PRIVATE_NAMES if not _is_there(module, path)]
+
+
+def _is_there(module: str, path: str) -> bool:
+    try:
+        owner, name = _owner(module, path)
+    except AttributeError:
+        return False
+    return name in vars(owner)

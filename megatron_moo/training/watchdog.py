@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -22,6 +23,8 @@ from megatron_moo.buckets.doing import DOING
 # A line that begins so is a fault of the machine, not of the user: the launcher may start the run again.
 FAULT = "megatron-moo: fault: "
 EXIT_STATUS = 70
+# How gloo and NCCL say that a peer does not answer.
+_LOST = re.compile(r"[Cc]onnection (closed|reset)|Timed out waiting|Broken pipe|NCCL|process group watchdog")
 _PREFIX = "megatron_moo/heard"
 _DONE = "done"
 _OPERATION_S = 5.0
@@ -164,6 +167,11 @@ def own_store() -> Any:
     )
     # torchrun starts ranks anew with the same store.
     return PrefixStore(f"restart{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def peer_is_lost(error: BaseException) -> bool:
+    """Whether a collective failed because another rank is gone."""
+    return isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
 
 
 def leave(text: str) -> NoReturn:

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.faults.tiny import ROOT, steps_of
+from tests.faults.tiny import ROOT, lines_of
 
 _MARK = "MOO_TEST_MARK"
 _LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "SLURM", "TORCHELASTIC", "GROUP_")
@@ -68,9 +68,20 @@ class Launched:
                 return pid
         raise AssertionError(f"rank {number} is not there")
 
-    def wait_for_step(self, step: int, timeout: float = 120) -> None:
-        """Until the metrics hold ``step``."""
-        self.wait_until(lambda: step in self._steps(), f"step {step}", timeout)
+    def wait_for_step(self, step: int, begins: int = 1, timeout: float = 120) -> None:
+        """Until the ranks have begun ``begins`` times and reached ``step`` since."""
+        self.wait_until(lambda: self._reached(step, begins), f"step {step} of start {begins}", timeout)
+
+    def _reached(self, step: int, begins: int) -> bool:
+        if not (self.run / "metrics.jsonl").exists():
+            return False
+        begun, last = 0, 0
+        for fields in lines_of(self.run):
+            if fields.get("event") in ("start", "resume"):
+                begun, last = begun + 1, 0
+            elif "event" not in fields:
+                last = fields["step"]
+        return begun >= begins and last >= step
 
     def wait_until(self, reached: Callable[[], bool], what: str, timeout: float) -> float:
         """Seconds until ``reached()``."""
@@ -80,12 +91,6 @@ class Launched:
             assert time.monotonic() - started < timeout, f"no {what} within {timeout} s"
             time.sleep(0.02)
         return time.monotonic() - started
-
-    def _steps(self) -> dict:
-        try:
-            return steps_of(self.run)
-        except (FileNotFoundError, ValueError):  # not yet, or half a line
-            return {}
 
     def end(self, timeout: float = 120) -> int:
         """Exit status; ``out`` and ``err`` hold what it said."""

@@ -108,16 +108,22 @@ class Tiny:
         return self.folder / name
 
 
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    """Every record of a run that is whole; a killed one may leave half a line, which the next begins after."""
+    found = []
+    for line in (run / "metrics.jsonl").read_bytes().split(b"\n")[:-1]:
+        found.append(json.loads(line[max(0, line.rfind(b'{"step":'), line.rfind(b'{"event":')) :]))
+    return found
+
+
 def steps_of(run: Path) -> dict[int, dict[str, Any]]:
     """The last record of every step."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return {line["step"]: line for line in lines if "event" not in line}
+    return {line["step"]: line for line in lines_of(run) if "event" not in line}
 
 
 def events_of(run: Path, name: str) -> list[dict[str, Any]]:
     """The events of a name."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if line.get("event") == name]
+    return [line for line in lines_of(run) if line.get("event") == name]
 
 
 def losses_of(run: Path) -> dict[int, dict[str, float]]:
