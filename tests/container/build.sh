@@ -24,6 +24,9 @@ if ! build inspect --type image localhost/debian-python >/dev/null 2>&1; then
     cp -a "$python"/lib/python3.12/site-packages/pip* "$base/opt/python/lib/python3.12/site-packages/"
     ln -sf /opt/python/bin/python3.12 "$base/usr/local/bin/python"
     ln -sf /opt/python/bin/python3.12 "$base/usr/local/bin/python3"
+    # It may be a shared library, which looks for itself where it was built.
+    echo /opt/python/lib >"$base/etc/ld.so.conf.d/python.conf"
+    ldconfig -r "$base"
     # Certificates of this machine, which a proxy in between may have added to.
     cp -L /etc/ssl/certs/ca-certificates.crt "$base/etc/ssl/certs/ca-certificates.crt"
     printf '[global]\ncert = /etc/ssl/certs/ca-certificates.crt\n' >"$base/etc/pip.conf"
