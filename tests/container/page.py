@@ -77,10 +77,8 @@ def shown(image: Image) -> str:
     if doctor.returncode or train.returncode:
         raise SystemExit(doctor.stderr + train.stderr)
     parts = [f"The image takes {size}. `megatron-moo doctor` in it:", _block(doctor.stdout)]
-    parts += [
-        f"What `make train` runs, for {STEPS} steps: `megatron-moo train {QUICKSTART} --train-iters {STEPS}`",
-        _block(train.stdout),
-    ]
+    asked = f"megatron-moo train {QUICKSTART} --train-iters {STEPS}"
+    parts += [f"What `make train` runs, for {STEPS} steps: `{asked}`", _block(train.stdout)]
     return "\n\n".join(parts)
 
 
