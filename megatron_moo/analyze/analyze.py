@@ -20,15 +20,17 @@ from megatron_moo.analyze.measures import (
 
 # Measures that are one number a layer, and what they say.
 CURVES = {
-    "silhouette": "languages apart (silhouette, cosine)",
-    "probe": "language told by a linear probe, held-out sentences",
-    "retrieval": "translation found among the sentences of another language",
-    "distance": "distance between languages' means / spread within one",
-    "variance_language": "share of variance: language",
-    "variance_meaning": "share of variance: meaning",
+    "silhouette": "silhouette of languages (cosine)",
+    "probe": "linear probe of the language, held out",
+    "retrieval": "translation is the nearest neighbour",
+    "distance": "distance of means / spread within",
+    "variance_language": "variance explained by language",
+    "variance_meaning": "variance explained by meaning",
     "cka": "CKA between languages",
-    "owned": "MLP neurons that one language owns, share",
+    "owned": "share of MLP neurons of one language",
 }
+# Heads of the table's columns.
+SHORT = ("silh.", "probe", "retr.", "dist.", "v.lang", "v.mean", "cka", "owned")
 
 
 def analyze(hidden: Hidden, name: str, tell: Callable[[str], None] = lambda line: None) -> dict[str, Any]:

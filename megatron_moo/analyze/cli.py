@@ -82,7 +82,7 @@ def _name(path: Path, name: str, taken: Sequence[str]) -> str:
 def _show(console: Any, found: Sequence[Mapping[str, Any]]) -> None:
     from rich.table import Table
 
-    from megatron_moo.analyze.analyze import CURVES
+    from megatron_moo.analyze.analyze import CURVES, SHORT
 
     for item in found:
         chance = item["chance"]
@@ -91,8 +91,8 @@ def _show(console: Any, found: Sequence[Mapping[str, Any]]) -> None:
             f"probe {chance['probe']:.3f}, of retrieval {chance['retrieval']:.3f}"
         )
         table.add_column("layer", justify="right")
-        for name in CURVES:
-            table.add_column(name.replace("variance_", "var. "), justify="right")
+        for name in SHORT:
+            table.add_column(name, justify="right", no_wrap=True)
         for layer in item["layers"]:
             cells = [f"{layer[name]:.3f}" if name in layer else "" for name in CURVES]
             table.add_row(str(layer["layer"]), *cells)

@@ -21,7 +21,8 @@ class Hidden:
 
     Attributes:
         languages: tags.
-        states: per layer (0 is the embedding) ``[L, N, H]``, mean over a sentence's tokens.
+        states: per layer (0 is the embedding) ``[L, N, H]``, mean over a sentence's tokens but the first, where many
+            models park massive activations that say nothing of the sentence (Sun et al. 2024, arXiv 2402.17762).
         active: per MLP ``[L, neurons]``, share of tokens on which the gate is above 0; empty for a model without
             gates that are found.
     """
@@ -110,7 +111,7 @@ def _language(
         )
         gates.seen = []
         hidden = model(padded, output_hidden_states=True, use_cache=False).hidden_states
-        means = [(h.float() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True) for h in hidden]
+        means = [_pooled(h.float(), mask) for h in hidden]
         pooled = (
             [[m] for m in means] if not pooled else [[*old, m] for old, m in zip(pooled, means, strict=True)]
         )
@@ -121,6 +122,13 @@ def _language(
         [torch.cat(layer).double().cpu().numpy() for layer in pooled],
         [(count / total).cpu().numpy() for count in sums],
     )
+
+
+def _pooled(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean over the tokens of ``[b, s, H]`` but the first; of a sentence of one token, that one."""
+    rest = mask.clone()
+    rest[:, 0] = (mask.sum(1) == 1).float()
+    return (hidden * rest[..., None]).sum(1) / rest.sum(1, keepdim=True)
 
 
 class _Gates:
