@@ -127,7 +127,14 @@ def group_size(settled: Settled, buffer: Buffer) -> int:
     args, config = settled.args, settled.config
     if args.moo_mixed or config.observe or args.num_distributed_optimizer_instances > 1:
         return 1
-    schedule = LaneSchedule(settled.objectives, settled.lanes, config.slots, args.seed, args.moo_presence)
+    schedule = LaneSchedule(
+        settled.objectives,
+        settled.lanes,
+        config.slots,
+        args.seed,
+        args.moo_presence,
+        group=args.moo_lane_group,
+    )
     in_lane = args.world_size // args.pipeline_model_parallel_size // settled.lanes
     stage = args.world_size // args.pipeline_model_parallel_size
     lanes = [member % stage // in_lane for member in buffer.members]

@@ -36,6 +36,8 @@ class LaneSchedule:
         seed: of the order of draws.
         presence: ``present`` or ``law``.
         shares: K shares of the positions (not of the tokens: see ``laws.position_shares``); None: uniform.
+        group: so many positions next to each other compute one objective: the law deals to ``places`` of them. It
+            must divide the lanes.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class LaneSchedule:
         seed: int = 0,
         presence: str = "present",
         shares: Sequence[float] | None = None,
+        group: int = 1,
     ) -> None:
         if presence not in PRESENCES:
             raise MooError(f"unknown presence {presence!r}", todo=f"choose one of {', '.join(PRESENCES)}")
@@ -53,7 +56,9 @@ class LaneSchedule:
             raise MooError(
                 f"a schedule needs at least 1 objective, lane and slot, not {objectives}, {lanes}, {slots}"
             )
-        self.objectives, self.lanes, self.slots = objectives, lanes, slots
+        if group < 1 or lanes % group:
+            raise MooError(f"groups of {group} do not divide {lanes} lanes", "--moo-lane-group")
+        self.objectives, self.lanes, self.slots, self.group = objectives, lanes, slots, group
         self.seed, self.presence = seed, presence
         if shares is not None and len(shares) != objectives:
             raise MooError(f"{len(shares)} shares for {objectives} objectives")
@@ -62,7 +67,7 @@ class LaneSchedule:
         except ValueError as error:
             raise MooError(str(error), todo="check the weights in the manifest") from error
         self._uniform = max(self.shares) - min(self.shares) < 1e-12
-        self._base = presence == "present" and objectives <= self.positions
+        self._base = presence == "present" and objectives <= self.places
         self._extra_shares = self._water_fill() if self._base and not self._uniform else self.shares
         self._key = sequence_key(seed, "objective")
 
@@ -71,6 +76,11 @@ class LaneSchedule:
         """L = slots * lanes."""
         return self.lanes * self.slots
 
+    @property
+    def places(self) -> int:
+        """What the law deals to: L / group."""
+        return self.positions // self.group
+
     def assignment(self, step: int) -> list[list[int]]:
         """Objective index [slots][lanes] of a step (counted from 0, since the law began)."""
         flat = self.flat(step)
@@ -78,17 +88,18 @@ class LaneSchedule:
 
     def flat(self, step: int) -> list[int]:
         """Objective index of the L positions of a step, equal ones side by side (``buckets/hierarchy.py``)."""
-        if not self._base:
-            return sorted(self._drawn(step, self.positions))
-        return sorted([*range(self.objectives), *self._drawn(step, self.positions - self.objectives)])
+        dealt = self._drawn(step, self.places - self.objectives if self._base else self.places)
+        if self._base:
+            dealt = [*range(self.objectives), *dealt]
+        return [objective for objective in sorted(dealt) for _ in range(self.group)]
 
     def expected_shares(self) -> tuple[float, ...]:
         """Long-run share of the positions of each objective under this presence (the law's own under
         ``law``)."""
         if not self._base:
             return self.shares
-        extra = self.positions - self.objectives
-        return tuple((1 + extra * share) / self.positions for share in self._extra_shares)
+        extra = self.places - self.objectives
+        return tuple((1 + extra * share) / self.places for share in self._extra_shares)
 
     def fingerprint(self) -> str:
         """What decides the assignment; a resumed run whose fingerprint differs begins a new law."""
@@ -97,6 +108,7 @@ class LaneSchedule:
             self.positions,
             self.seed,
             self.presence,
+            *([f"groups of {self.group}"] if self.group > 1 else []),
             *(f"{s:.12g}" for s in self.shares),
         )
         return f"{stable_hash(*parts):016x}"
@@ -112,10 +124,10 @@ class LaneSchedule:
 
     def _water_fill(self) -> tuple[float, ...]:
         """Shares of the extra positions: totals max(1, lam * share * L), with lam such that they sum to L."""
-        extra = self.positions - self.objectives
+        extra = self.places - self.objectives
         if extra == 0:
             return self.shares
-        wanted = np.asarray(self.shares) * self.positions
+        wanted = np.asarray(self.shares) * self.places
         rich = np.ones(len(wanted), bool)
         while True:
             scale = (extra + rich.sum()) / wanted[rich].sum()

@@ -35,6 +35,8 @@ FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--moo-wire-feedback", {"action": "store_true", "help": "add to a row what the wire lost of the one before"}),
     ("--moo-exchange", {"default": "auto", "help": f"how rows travel: {', '.join(EXCHANGES)}; auto: in two stages "
       "where that sends less between nodes"}),
+    ("--moo-lane-group", {"type": int, "default": 1, "metavar": "G", "help": "deal objectives to groups of G lanes, so "
+      "that G ranks compute the same one (for --moo-exchange)"}),
     ("--moo-ranks-per-node", {"type": int, "metavar": "N", "help": "where ranks are (default: by their host names)"}),
     ("--moo-metric", {"default": "euclidean", "help": f"inner product of Gramians: {', '.join(METRICS)}"}),
     ("--moo-recompute", {"type": int, "nargs": "?", "const": 1, "default": 0, "metavar": "H", "help": "keep the rows "
@@ -102,6 +104,22 @@ def lane_count(args: Any) -> int:
     return args.world_size // pp // size
 
 
+def lane_groups(args: Any) -> int:
+    """What a slot's objectives are dealt to: D / ``--moo-lane-group``.
+
+    Raises:
+        MooError: when the groups do not divide the lanes.
+    """
+    lanes, group = lane_count(args), args.moo_lane_group
+    if group < 1 or lanes % group:
+        raise MooError(
+            f"groups of {group} do not divide {lanes} lanes",
+            "--moo-lane-group",
+            "give a divisor of the lanes",
+        )
+    return lanes // group
+
+
 def slot_count(value: str, objectives: int, lanes: int) -> int:
     """S: ``auto`` gives every objective a place in every step.
 
@@ -167,8 +185,9 @@ def moo_config(args: Any, objectives: int) -> MooConfig:
     _check_faults(args)
     if args.moo_mixed:
         return mixed_config(args)
-    slots = slot_count(args.moo_slots, objectives, lane_count(args))
-    places = slots * lane_count(args)
+    dealt = lane_groups(args)
+    slots = slot_count(args.moo_slots, objectives, dealt)
+    places = slots * dealt
     if args.moo_every > 1 and (args.moo_presence == "law" or places < objectives):
         raise MooError(
             "weights of a solve serve later steps, but here an objective can be absent from a step "

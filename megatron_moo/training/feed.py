@@ -43,7 +43,9 @@ class Feed:
         budget = samples * self._length or None
         self.shares = plan_shares(manifest, self.sampler, presence, budget)
         objectives = self.shares.objectives
-        self.schedule = LaneSchedule(len(objectives), lanes, slots, self._seed, presence, objectives)
+        self.schedule = LaneSchedule(
+            len(objectives), lanes, slots, self._seed, presence, objectives, args.moo_lane_group
+        )
         draws = (
             self.shares.positions if self.mixed else expected_positions(manifest, self.shares, self.schedule)
         )

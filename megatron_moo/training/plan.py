@@ -17,7 +17,14 @@ import yaml
 
 from megatron_moo.errors import MooError
 from megatron_moo.training import platform
-from megatron_moo.training.arguments import FLAG_NAMES, add_moo_arguments, lane_count, moo_config, slot_count
+from megatron_moo.training.arguments import (
+    FLAG_NAMES,
+    add_moo_arguments,
+    lane_count,
+    lane_groups,
+    moo_config,
+    slot_count,
+)
 from megatron_moo.training.fused import check_fp8
 from megatron_moo.training.integrity import check_owner
 from megatron_moo.training.recipe import DEFAULTS, REQUIRED, Recipe, check_keys, to_argv
@@ -93,7 +100,7 @@ def plan_run(recipe: Recipe, runs: Path, progress: Callable[[str], None]) -> Run
     check_fp8(args, values)
     run_dir = Path(values.get("run-dir") or runs / recipe.name)
     before = _claimed(run_dir)
-    args.moo_slots = _slots(args.moo_slots, len(manifest.objectives), lanes, before)
+    args.moo_slots = _slots(args, len(manifest.objectives), lanes, before)
     config = moo_config(args, len(manifest.objectives))
     places, earlier = 0 if args.moo_mixed else lanes * config.slots, int(before.get("places", 0))
     _check_places(run_dir, earlier, places, args)
@@ -196,12 +203,12 @@ def _claimed(run_dir: Path) -> dict[str, Any]:
     return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
 
 
-def _slots(asked: str, objectives: int, lanes: int, before: dict[str, Any]) -> int:
+def _slots(args: Any, objectives: int, lanes: int, before: dict[str, Any]) -> int:
     """S; with ``auto`` a run that goes on keeps its places a step (DESIGN section 3) where the lanes allow."""
     places = int(before.get("places", 0))
-    if asked == "auto" and places and places % lanes == 0:
+    if args.moo_slots == "auto" and places and places % lanes == 0:
         return places // lanes
-    return slot_count(asked, objectives, lanes)
+    return slot_count(args.moo_slots, objectives, lane_groups(args))
 
 
 def _place_notes(feed: Feed, earlier: int, places: int) -> list[str]:

@@ -103,3 +103,19 @@ def test_pure_function_of_the_step() -> None:
 def test_bad_input_is_named(kwargs: dict, words: str) -> None:
     with pytest.raises(MooError, match=words):
         LaneSchedule(**kwargs)
+
+
+def test_groups_of_lanes_compute_one_objective() -> None:
+    """14 objectives on 64 lanes: 16 groups of 4, every objective in every step, the extra places in turn."""
+    schedule = LaneSchedule(14, 64, 1, 3, group=4)
+    counts = np.zeros(14, int)
+    for step in range(70):
+        (row,) = schedule.assignment(step)
+        assert len(row) == 64 and set(row) == set(range(14))
+        assert all(len(set(row[start : start + 4])) == 1 for start in range(0, 64, 4))
+        counts += np.bincount(row, minlength=14)
+    assert counts.max() - counts.min() <= 4
+    assert schedule.fingerprint() != LaneSchedule(14, 64, 1, 3).fingerprint()
+    one, other = (LaneSchedule(3, d, s, 7, group=2) for d, s in ((8, 1), (4, 2)))
+    assert one.flat(5) == other.flat(5)
+    assert sum(schedule.expected_shares()) == pytest.approx(1.0)

@@ -14,7 +14,8 @@ EXPECTED = (
     "languages", "corpus", "run-dir", "moo-method", "moo-option", "moo-block", "moo-auto-every", "moo-strength",
     "moo-slots", "moo-presence",
     "moo-rescale", "moo-exclude", "moo-every", "moo-observe", "moo-rows",
-    "moo-wire", "moo-wire-feedback", "moo-exchange", "moo-ranks-per-node", "moo-metric", "moo-recompute",
+    "moo-wire", "moo-wire-feedback", "moo-exchange", "moo-lane-group", "moo-ranks-per-node", "moo-metric",
+    "moo-recompute",
     "moo-mixed", "moo-early-stop", "moo-patience",
     "moo-other-places", "moo-keep-last", "moo-skip-verify", "moo-trust-load", "moo-timeout",
     "lora-rank", "lora-alpha", "lora-targets", "lora-dropout", "freeze",
@@ -78,6 +79,9 @@ def test_not_enough_ranks() -> None:
 def test_slots() -> None:
     assert slot_count("auto", 14, 2) == 7
     assert slot_count("auto", 3, 2) == 2
+    assert moo_config(parsed("--moo-lane-group", "4", world=8), 3).slots == 2, (
+        "3 objectives on 2 groups of 4 lanes"
+    )
     assert slot_count("5", 3, 2) == 5
     for wrong in ("0", "-1", "two", "1.5"):
         with pytest.raises(MooError, match="--moo-slots"):
@@ -102,6 +106,7 @@ def test_slots() -> None:
         (("--moo-strength", "0:1:0"), "--moo-strength"),
         (("--moo-exchange", "hierarchical", "--moo-observe"), "--moo-exchange"),
         (("--moo-ranks-per-node", "0"), "--moo-ranks-per-node"),
+        (("--moo-lane-group", "3"), "--moo-lane-group"),
         (("--moo-wire", "bf16", "--moo-observe"), "--moo-wire"),
         (("--moo-wire-feedback",), "--moo-wire-feedback"),
         (("--moo-wire", "fp8", "--moo-wire-feedback", "--moo-recompute"), "--moo-wire-feedback"),

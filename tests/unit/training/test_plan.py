@@ -39,15 +39,29 @@ def test_a_run_that_goes_on_keeps_its_places_and_its_batch(tmp_path: Path) -> No
     assert more.notes[1] == "other shares than the run had: the sampling law begins anew, samples go on"
     alone = _plan(tmp_path, "el ko tr de vi", "--nproc", "1")
     assert (alone.flags["moo-slots"], alone.flags["global-batch-size"]) == (4, 8)
-    fewer = _plan(tmp_path, "el ko tr de vi", "--nproc", "1", "--moo-slots", "2")
+    with pytest.raises(
+        MooError, match="its run has 4 places a step .*, these settings have 2: .*--moo-other-places"
+    ):
+        _plan(tmp_path, "el ko tr de vi", "--nproc", "1", "--moo-slots", "2")
+    fewer = _plan(tmp_path, "el ko tr de vi", "--nproc", "1", "--moo-slots", "2", "--moo-other-places")
     assert fewer.flags["global-batch-size"] == 8
     assert fewer.notes[0].startswith("2 places a step (slots x lanes) where the run had 4: ")
     with pytest.raises(
         MooError, match="8 is not a multiple of 12 .* divide the batch of the run that goes on"
     ):
-        _plan(tmp_path, "el ko tr de vi", "--nproc", "2", "--moo-slots", "3")
+        _plan(tmp_path, "el ko tr de vi", "--nproc", "2", "--moo-slots", "3", "--moo-other-places")
     with pytest.raises(MooError, match=r"belongs to another recipe \(global-batch-size was 8 and is '12'"):
-        _plan(tmp_path, "el ko tr", "--nproc", "2", "--moo-slots", "3", "--global-batch-size", "12")
+        _plan(
+            tmp_path,
+            "el ko tr",
+            "--nproc",
+            "2",
+            "--moo-slots",
+            "3",
+            "--global-batch-size",
+            "12",
+            "--moo-other-places",
+        )
 
 
 @pytest.mark.timeout(60)
