@@ -12,7 +12,7 @@ from megatron_moo.buckets.doing import DOING
 from megatron_moo.errors import MooError
 from megatron_moo.training import platform
 from megatron_moo.training.orphans import die_with_parent, tie_children
-from megatron_moo.training.watchdog import leave, peer_is_lost
+from megatron_moo.training.watchdog import leave, peer_is_lost, short
 
 
 def main() -> int:
@@ -23,7 +23,7 @@ def main() -> int:
         if not peer_is_lost(error):
             raise
         traceback.print_exc()
-        leave(f"another rank is gone ({str(error).splitlines()[0]}); this one is in {DOING.line()}")
+        leave(f"another rank is gone ({short(error)}); this one is in {DOING.line()}")
 
 
 def _train() -> int:

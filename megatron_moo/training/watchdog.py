@@ -174,6 +174,11 @@ def peer_is_lost(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
 
 
+def short(error: BaseException) -> str:
+    """A collective's error without the place in gloo's sources and without its advice."""
+    return re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).partition(". ")[0]
+
+
 def leave(text: str) -> NoReturn:
     """End this process at once: its main thread is in a collective that will not end."""
     sys.stderr.write(f"{FAULT}{text}\n")

@@ -15,7 +15,7 @@ from megatron_moo.errors import MooError
 from megatron_moo.training.launch import restart_count
 from megatron_moo.training.ranks import Ending, find_failure
 from megatron_moo.training.recipe import Recipe
-from megatron_moo.training.watchdog import FAULT, peer_is_lost
+from megatron_moo.training.watchdog import FAULT, peer_is_lost, short
 
 KILLED = """\
 Root Cause (first observed failure):
@@ -72,7 +72,10 @@ def test_ranks_that_were_asked_to_end_did_not_fail(tmp_path: Path) -> None:
 
 
 def test_what_a_lost_peer_looks_like() -> None:
-    gloo = "[pair.cc:553] Connection closed by peer [127.0.0.1]:4242"
+    gloo = (
+        "[/gloo/pair.cc:553] Connection closed by peer [127.0.0.1]:4242. This is typically caused by a crash"
+    )
+    assert short(RuntimeError(gloo)) == "Connection closed by peer [127.0.0.1]:4242"
     assert peer_is_lost(RuntimeError(gloo))
     assert peer_is_lost(RuntimeError("Timed out waiting 5000ms for send operation to complete"))
     assert not peer_is_lost(RuntimeError("size mismatch for weight"))

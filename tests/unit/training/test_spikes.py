@@ -8,6 +8,7 @@ import random
 import pytest
 
 from megatron_moo.training.spikes import SpikeWatch
+from tests.faults.record import record
 
 TAGS = ("el", "ko", "tr")
 
@@ -26,6 +27,11 @@ def test_500_clean_steps_raise_no_alarm(floor: float, noise: float) -> None:
     for seed in range(20):
         watch = SpikeWatch()
         assert [flagged for losses in clean(seed, 500, floor, noise) if (flagged := watch.look(losses))] == []
+    record(
+        11,
+        f"clean steps of simulated losses, falling to {floor:g}, noise {noise:g}, without an alarm",
+        20 * 500,
+    )
 
 
 @pytest.mark.parametrize("step", [8, 30, 499])
@@ -39,6 +45,7 @@ def test_a_tenfold_loss_is_flagged_in_its_step(step: int) -> None:
                 found[at] = flagged
         assert list(found) == [step] and list(found[step]) == ["ko"]
         assert 7 < found[step]["ko"] < 14
+    record(11, f"a tenfold loss after {step} clean steps flagged in its step", 20)
 
 
 def test_a_lasting_rise_is_flagged_until_it_is_what_the_run_does() -> None:
