@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+import megatron_moo
 from megatron_moo.buckets.blocks import BucketPlan
 from megatron_moo.errors import MooError
 
@@ -29,7 +29,7 @@ def facts_of(args: Any, manifest: Any, corpus: Any) -> dict[str, str]:
         "objectives": f"{len(manifest.objectives)}: {' '.join(manifest.objectives)}",
         "languages (SHA-256 of the manifest)": content[:16],
         "corpus (fingerprint)": str(corpus.fingerprint)[:16],
-        "megatron_moo": _version("megatron-moo"),
+        "megatron_moo": megatron_moo.__version__,
         "torch": torch.__version__,
     }
     settings = {name: value for name, value in vars(args).items() if name not in _OWN and _plain(value)}
@@ -100,7 +100,3 @@ def _text(value: Any) -> str:
 
 def _short(words: str, *content: str) -> str:
     return f"{words} ({hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]})"
-
-
-def _version(name: str) -> str:
-    return version(name)
