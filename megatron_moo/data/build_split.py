@@ -136,7 +136,8 @@ def _tokenise(
     )
     for key, value in state.get("counts", {}).items():
         setattr(counts, key, value)
-    writer = IndexedWriter(task.root / task.prefix, token_dtype(tokenizer.vocab_size), state["writer"])
+    size = tokenizer.vocab_size
+    writer = IndexedWriter(task.root / task.prefix, token_dtype(size), state["writer"], size)
     blocks, read, last = int(state["blocks"]), 0, time.monotonic()
     try:
         for block, encoded in pool.map(_blocks(task, blocks), Job(task.reading, task.sft)):

@@ -162,8 +162,11 @@ class IndexedWriter:
     drops whatever was written after it (a crash in between loses nothing and doubles nothing).
     """
 
-    def __init__(self, prefix: Path, dtype: Any, state: dict[str, int] | None = None) -> None:
+    def __init__(
+        self, prefix: Path, dtype: Any, state: dict[str, int] | None = None, vocab_size: int | None = None
+    ) -> None:
         self.prefix, self.dtype = prefix, np.dtype(dtype)
+        self._limit = min(vocab_size or 2**63, int(np.iinfo(dtype).max) + 1)
         self._data = _open_at(bin_path(prefix), state["bin_bytes"] if state else 0)
         self._lengths = _open_at(self._side("lengths"), 4 * state["sequences"] if state else 0)
         self._counts = _open_at(self._side("counts"), 4 * state["documents"] if state else 0)
@@ -184,7 +187,14 @@ class IndexedWriter:
             lengths: tokens per sequence [n].
             counts: sequences per document [d], sums to n.
             modes: a mode per sequence [n] (SFT: 1 where the loss counts), or None.
+
+        Raises:
+            MooError: an id outside the vocabulary or the dtype, which would wrap around silently.
         """
+        if len(tokens) and (int(tokens.min()) < 0 or int(tokens.max()) >= self._limit):
+            bad = tokens[(tokens < 0) | (tokens >= self._limit)][0]
+            what = f"token id {int(bad)} is outside the vocabulary of {self._limit}"
+            raise MooError(what, str(bin_path(self.prefix)), "the tokenizer is damaged: get it again")
         self._data.write(tokens.astype(self.dtype, copy=False).tobytes())
         self._lengths.write(lengths.astype("<i4").tobytes())
         self._counts.write(counts.astype("<i4").tobytes())

@@ -98,7 +98,8 @@ def _one_key(
     final = Path(f"{args.output_prefix}_{key}_document")
     final.parent.mkdir(parents=True, exist_ok=True)
     working = final.parent / f".{final.name}.partial"
-    writer = IndexedWriter(working, token_dtype(tokenizer.vocab_size))
+    size = tokenizer.vocab_size
+    writer = IndexedWriter(working, token_dtype(size), vocab_size=size)
     skipped = done = 0
     try:
         for path in inputs:

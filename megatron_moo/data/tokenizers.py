@@ -122,7 +122,8 @@ class HFTokenizer:
             ) from error
         self.name = f"hf:{self._path.name}"
         self._eod_piece = eod
-        self.vocab_size = len(self.hf)
+        # Ids may have gaps: the largest one decides, not how many there are.
+        self.vocab_size = max(len(self.hf), max(self.hf.get_vocab().values(), default=-1) + 1)
         self.eod = self._find_eod(eod)
         unknown = self.hf.unk_token_id
         self.unknown = unknown if unknown != self.eod else None
