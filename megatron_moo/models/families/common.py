@@ -100,14 +100,24 @@ def rope(
         MooError: for a kind of scaling that is not among ``scaled``, or one of its parameters that we do not
             know.
     """
-    given = config.get("rope_parameters")
-    old = config.get("rope_scaling")
-    given = given if given is not None else old or {}
-    if not isinstance(given, dict):
-        raise MooError(f"rope_parameters is {given!r}, expected a mapping", config.where)
-    default = config.number("rope_theta", theta)
-    base, scaling = rope_settings(given, default, config.where, scaled)
+    new, old = rope_mappings(config)
+    base, scaling = rope_settings(old or new or {}, config.number("rope_theta", theta), config.where, scaled)
     put_rope(flags, extras, base, scaling)
+
+
+def rope_mappings(config: Config) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """``rope_parameters`` (None when missing) and ``rope_scaling`` (empty when missing).
+
+    Where both stand, transformers reads the older ``rope_scaling``, unless it is empty.
+
+    Raises:
+        MooError: for one that is no mapping.
+    """
+    new, old = config.get("rope_parameters"), config.get("rope_scaling")
+    for key, value in (("rope_parameters", new), ("rope_scaling", old)):
+        if value is not None and not isinstance(value, dict):
+            raise MooError(f"{key} is {value!r}, expected a mapping", config.where)
+    return new, old or {}
 
 
 def two_ropes(
@@ -115,15 +125,14 @@ def two_ropes(
 ) -> None:
     """Rope of the full layers and rope of those with a window, from the newer mapping or the older keys.
 
-    Older configs scale the full layers' only; Gemma 3's name the other base ``rope_local_base_freq``.
+    Older configs scale the full layers' only; Gemma 3's name the other base ``rope_local_base_freq``. Where both
+    stand, transformers writes ``rope_scaling`` over the full layers' entry.
 
     Raises:
         MooError: as :func:`rope`.
     """
-    given = config.get("rope_parameters") or {}
-    old = config.get("rope_scaling") or {}
-    if not isinstance(given, dict) or not isinstance(old, dict):
-        raise MooError("rope_parameters is not a mapping", config.where)
+    new, old = rope_mappings(config)
+    given = new or {}
     full_base = config.number("rope_theta", full)
     local_base = config.number("rope_local_base_freq", full_base if full == local else local)
     parts = [given.get(kind) for kind in ("full_attention", "sliding_attention")]
@@ -131,8 +140,13 @@ def two_ropes(
         raise MooError("rope_parameters has an entry that is not a mapping", config.where)
     if set(given) - {"full_attention", "sliding_attention"}:
         raise MooError("rope_parameters is not by kind of layer", config.where)
+    if old and new is not None and parts[0] is None:
+        raise MooError("rope_scaling stands beside a rope_parameters without full_attention", config.where)
+    if old and "rope_type" not in old and "type" in old:
+        # transformers leaves the kind as it was then, and reads the rest.
+        raise MooError("rope_scaling has type and no rope_type", config.where, "name the kind rope_type")
     kinds = ("linear", "llama3", "yarn")
-    base, scaling = rope_settings(parts[0] if given and parts[0] else old, full_base, config.where, kinds)
+    base, scaling = rope_settings({**(parts[0] or {}), **old}, full_base, config.where, kinds)
     other, other_scaling = rope_settings(parts[1] or {}, local_base, config.where, kinds)
     put_rope(flags, extras, base, scaling)
     if (other, other_scaling) != (base, scaling):

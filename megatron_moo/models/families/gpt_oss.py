@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_moo.errors import MooError
 from megatron_moo.models.families import common
 from megatron_moo.models.families.common import H, M
 from megatron_moo.models.families.config import Config
@@ -83,11 +82,8 @@ def _yarn(config: Config, flags: dict[str, Any], extras: dict[str, Any]) -> None
         "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
         "original_max_position_embeddings": 4096,
     }  # fmt: skip
-    given = config.get("rope_parameters")
-    given = given if given is not None else config.get("rope_scaling")
-    given = given if given is not None else default
-    if not isinstance(given, dict):
-        raise MooError(f"rope_parameters is {given!r}, expected a mapping", config.where)
+    new, old = common.rope_mappings(config)
+    given = old or (default if new is None else new)
     base, scaling = common.rope_settings(
         given, config.number("rope_theta", 150000.0), config.where, ("yarn",)
     )
