@@ -168,7 +168,7 @@ def _inputs(manifest: Manifest) -> str:
     """A key of everything that the build depends on: small files by content, large ones by size and time."""
     spec = dict(manifest.tokenizer)
     if spec["type"] == "hf":
-        spec["ids"] = "up to the largest"  # corpora from before vocabularies with gaps counted so are built anew
+        spec["ids"] = "up to the largest"  # corpora from before that rule are built anew
     sampling = asdict(manifest.sampling) if spec.get("train") else None
     weights = (
         {t: language.weight for t, language in manifest.languages.items()} if spec.get("train") else None

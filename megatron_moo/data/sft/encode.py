@@ -19,7 +19,7 @@ from megatron_moo.data.encode import Encoded
 from megatron_moo.data.manifest import Reading
 from megatron_moo.data.records import Fault, rows
 from megatron_moo.data.sft.messages import Message, drop_oldest_turn, parse_messages
-from megatron_moo.data.sft.template import ChatTemplate, load_template
+from megatron_moo.data.sft.template import ChatTemplate, ConversationFault, load_template
 from megatron_moo.data.sources import Block
 from megatron_moo.data.tokenizers import ByteTokenizer, HFTokenizer, SentencePieceTokenizer, Tokenizer
 from megatron_moo.errors import MooError
@@ -56,7 +56,12 @@ def encode_conversations(
         if isinstance(messages, str) or reason is not None:
             faults.append(Fault(str(block.path), line, offset, str(reason)))
             continue
-        result = _fit(messages, template, tokenizer, close, options, counts)
+        try:
+            result = _fit(messages, template, tokenizer, close, options, counts)
+        except ConversationFault as error:
+            result = error.what
+        except MooError as error:
+            raise MooError(error.what, f"{error.where}, on {block.path}:{line}", error.todo) from error
         if isinstance(result, str):
             faults.append(Fault(str(block.path), line, offset, result))
         elif result is not None:

@@ -39,7 +39,10 @@ def parse_messages(record: Any, system: str | None = None) -> list[Message] | st
 
 
 def _raw(record: dict[str, Any]) -> list[Any] | str:
-    if "messages" in record:
+    pair = record.get("prompt") is not None and record.get("completion") is not None
+    if "messages" in record and not (
+        record["messages"] is None and pair
+    ):  # tables write null for what is not there
         messages = record["messages"]
         if not isinstance(messages, list) or not messages:
             return "`messages` is not a list with at least one message"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,12 @@ NAMED = {
     ),
 }
 _OPEN, _CLOSE, _PROBE = "\ue0f0", "\ue0f1", "\ue0f2"
+_FAILURES = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 _MARK = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
+
+
+class ConversationFault(MooError):
+    """The template is good, this conversation does not fit it: a record that may be skipped."""
 
 
 class ChatTemplate:
@@ -49,7 +55,6 @@ class ChatTemplate:
 
         self.name = name
         self.marked = _MARK.search(source) is not None
-        self._probed = False
         self._special = special or {}
         try:
             self._template = _environment().from_string(_MARK.sub(_sentinel, source))
@@ -60,42 +65,51 @@ class ChatTemplate:
         """The text of a conversation, marks included; ``prompt`` adds what invites the assistant to speak.
 
         Raises:
-            MooError: the template refuses the conversation (roles that do not alternate, no system turn
-            allowed, ...).
+            ConversationFault: the template refuses the conversation (roles that do not alternate, no system turn
+            allowed, ...), or fails on it.
         """
         from jinja2 import TemplateError
 
+        # transformers gives every template these two, and templates test them without asking whether they exist.
+        given = {"tools": None, "documents": None, **self._special}
         try:
-            return str(
-                self._template.render(messages=list(messages), add_generation_prompt=prompt, **self._special)
-            )
-        except (TemplateError, TypeError) as error:
-            raise MooError(f"the chat template refuses a conversation: {error}", self.name) from error
+            return str(self._template.render(messages=list(messages), add_generation_prompt=prompt, **given))
+        except (*_FAILURES, TemplateError) as error:
+            first = (str(error) or type(error).__name__).splitlines()[0][:200]
+            what = f"the chat template refuses a conversation: {first}"
+            raise ConversationFault(what, self.name) from error
 
     def text_and_spans(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
         """The text and the character spans [start, end) that the assistant wrote.
 
         Raises:
-            MooError: the spans cannot be told, enclose what others wrote, or none was found although there are
-                assistant turns.
+            ConversationFault: this conversation gives no assistant text, or the template refuses it.
+            MooError: the spans cannot be told, or enclose what others wrote.
         """
         for message in messages:
             if any(mark in str(message["content"]) for mark in (_OPEN, _CLOSE, _PROBE)):
-                raise MooError(
+                raise ConversationFault(
                     "a message holds a character from U+E0F0 to U+E0F2, which mark the assistant's text here",
                     self.name,
                     "take it out of the data",
                 )
-        if self.marked and not self._probed:
+        if self.marked:
             self._check_marks(messages)
         text, spans = self._marked(messages) if self.marked else self._by_prefix(messages)
         if not any(end > start for start, end in spans):
-            raise MooError("the chat template gives no assistant text", self.name, "use another template")
+            what = "the chat template gives no assistant text"
+            raise ConversationFault(what, self.name, "use another template")
         return text, spans
 
     def _check_marks(self, messages: Sequence[Message]) -> None:
-        """Refuse marks that enclose other turns: a mask of all ones must never come silently."""
-        probes = [m if m["role"] == "assistant" else {**m, "content": _PROBE} for m in messages]
+        """Refuse marks that enclose other turns: a mask of all ones must never come silently.
+
+        Each conversation is probed, because a template may do to a long one what it does not to a short one.
+        """
+        probes = [
+            m if m["role"] == "assistant" else {**m, "content": f"{_PROBE}{m['content']}{_PROBE}"}
+            for m in messages
+        ]
         text, spans = self._marked(probes)
         if any(_PROBE in text[start:end] for start, end in spans):
             raise MooError(
@@ -103,7 +117,6 @@ class ChatTemplate:
                 self.name,
                 "put {% generation %} around the assistant's text alone",
             )
-        self._probed = True
 
     def _marked(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
         pieces, spans, length, start = [], [], 0, None
@@ -159,8 +172,11 @@ def _environment() -> Any:
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
     )
     environment.globals["raise_exception"] = raise_exception
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
-        value, ensure_ascii=False, indent=indent
+    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
+    environment.filters["tojson"] = (
+        lambda value, ensure_ascii=False, indent=None, separators=None, sort_keys=False: json.dumps(
+            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        )
     )
     return environment
 
@@ -172,9 +188,9 @@ def load_template(name: str, base: Path, hf: Any = None) -> ChatTemplate:
     Raises:
         MooError: no such template, or a tokenizer without one.
     """
-    special = {
-        f"{kind}_token": getattr(hf, f"{kind}_token", None) or "" for kind in ("bos", "eos", "pad", "unk")
-    }
+    special = {f"{kind}_token": "" for kind in ("bos", "eos", "pad", "unk")}
+    if hf is not None:
+        special = dict(hf.special_tokens_map)
     if name in NAMED:
         return ChatTemplate(NAMED[name], name, special)
     if name == "tokenizer":
@@ -186,4 +202,10 @@ def load_template(name: str, base: Path, hf: Any = None) -> ChatTemplate:
     if not file.is_file():
         todo = f"use tokenizer, {', '.join(NAMED)} or the path of a Jinja file"
         raise MooError(f"no chat template {name!r}", "sft.template", todo)
-    return ChatTemplate(file.read_text(encoding="utf-8"), str(file), special)
+    try:
+        source = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MooError(
+            f"the chat template cannot be read ({error})", str(file), "save it as UTF-8"
+        ) from error
+    return ChatTemplate(source, str(file), special)

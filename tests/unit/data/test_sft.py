@@ -313,3 +313,88 @@ def test_marks_in_the_data_are_refused() -> None:
             ChatTemplate(NAMED[name], name).text_and_spans(
                 [{"role": "user", "content": "a \ue0f0secret\ue0f1"}, {"role": "assistant", "content": "b"}]
             )
+
+
+CREEPING = (
+    "{% if messages | length > 2 %}{% generation %}{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}"
+    "{% endfor %}{% endgeneration %}{% else %}" + MARKED + "{% endif %}"
+)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_marks_that_enclose_the_user_in_longer_conversations_only_are_refused(
+    tmp_path: Path, order: int
+) -> None:
+    (tmp_path / "creeping.jinja").write_text(CREEPING)
+    long = {"messages": _talk("a", "b")["messages"] + _talk("c", "d")["messages"]}
+    records = [_talk("hi", "ho"), long][::order]
+    with pytest.raises(MooError, match=r"enclose turns that are not the assistant's") as caught:
+        _corpus(tmp_path, {"en": records}, {"max_length": 200, "template": "creeping.jinja"})
+    assert f"en.jsonl:{2 if order == 1 else 1}" in str(caught.value)
+
+
+FUSSY = (
+    "{% if messages[0]['content'] == 'no' %}{{ raise_exception('not this one') }}{% endif %}"
+    "{% if messages[0]['content'] == 'zero' %}{{ 1 // 0 }}{% endif %}"
+    "{% if messages[0]['content'] == 'deep' %}{{ nothing.at.all }}{% endif %}" + NAMED["plain"]
+)
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "words"),
+    [
+        ("no", "x", "not this one"),
+        ("zero", "x", "division by zero|modulo by zero"),
+        ("deep", "x", "'nothing' is undefined"),
+        ("odd \ue0f1", "x", r"U\+E0F0"),
+        ("silent", "", "no assistant text"),
+    ],
+)
+def test_a_conversation_that_does_not_fit_is_a_bad_record(
+    tmp_path: Path, question: str, answer: str, words: str
+) -> None:
+    quiet = "{% for m in messages %}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}"
+    quiet += "{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+    (tmp_path / "fussy.jinja").write_text(quiet if question == "silent" else FUSSY)
+    records = {"en": [_talk("good", "one"), _talk(question, answer), _talk("good", "too")]}
+    sft = {"max_length": 90, "template": "fussy.jinja"}
+    with pytest.raises(MooError, match=rf"en\.jsonl:2: .*({words}).*offset \d+"):
+        _corpus(tmp_path, records, sft)
+    entry = _corpus(tmp_path, records, sft, reading={"skip_budget": 1}).entry("en", "train")
+    assert (entry.documents, entry.skipped_count) == (2, 1)
+
+
+def test_a_template_file_that_is_not_utf8_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.jinja").write_bytes(b"caf\xe9")
+    with pytest.raises(MooError, match=r"bad\.jinja: the chat template cannot be read") as caught:
+        _corpus(tmp_path, {"en": [_talk("a", "b")]}, {"max_length": 40, "template": "bad.jinja"})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% if tools is none %}no tools{% endif %}",
+        "{% if documents is none %}no documents{% endif %}",
+        "{{ strftime_now('%Y') }}",
+        "{% if bos_token is defined %}bos{% else %}none{% endif %}{{ eos_token }}",
+        "{{ messages[0] | tojson(indent=2, sort_keys=true) }}{{ messages | tojson(ensure_ascii=true) }}",
+        "{{ messages[0] | tojson(separators=(',', ':')) }}",
+        "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m.content.strip() }}{% endfor %}",
+    ],
+)
+def test_a_template_renders_as_in_transformers(hf_folder: Path, tmp_path: Path, source: str) -> None:
+    (tmp_path / "t.jinja").write_text(source)
+    hf = HFTokenizer(hf_folder).hf
+    expected = hf.apply_chat_template(TALKS[1], chat_template=source, tokenize=False)
+    assert load_template("t.jinja", tmp_path, hf).render(TALKS[1]) == expected != ""
+
+
+def test_messages_of_null_beside_prompt_and_completion(tmp_path: Path) -> None:
+    from megatron_moo.data.sft.messages import parse_messages
+
+    record = {"messages": None, "prompt": "2+2?", "completion": "4"}
+    assert parse_messages(record) == _talk("2+2?", "4")["messages"]
+    assert (
+        parse_messages({**record, "completion": None}) == "`messages` is not a list with at least one message"
+    )
