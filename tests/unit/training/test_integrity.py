@@ -40,10 +40,14 @@ def test_the_list_is_one_that_sha256sum_checks(tmp_path: Path) -> None:
     assert subprocess.run(command, cwd=checkpoint, capture_output=True, check=False).returncode != 0
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
+def test_what_is_damaged_or_missing_is_named(tmp_path: Path) -> None:
     save(tmp_path, 5)
     checkpoint = save(tmp_path, 10)
     integrity.verify(checkpoint)
+    (checkpoint / "__0_0.distcp").write_bytes(b"other")
+    with pytest.raises(MooError, match=r"iter_0000010/__0_0\.distcp: is damaged: it is not what was saved"):
+        integrity.verify(checkpoint)
+    integrity.write_checksums(checkpoint)
     (checkpoint / "__1_0.distcp").unlink()
     with pytest.raises(MooError, match=r"iter_0000010/__1_0\.distcp: is missing; .* go on from step 5"):
         integrity.verify(checkpoint)
