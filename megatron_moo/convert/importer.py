@@ -58,6 +58,7 @@ def open_source(folder: Path, ignore: Sequence[str] = (), allow_pickle: bool = F
     weights = (
         PickledWeights(folder) if allow_pickle and PickledWeights.found_in(folder) else Safetensors(folder)
     )
+    _check_count(model, weights, folder)
     expected = model.hf_shapes()
     constants = [name.format(layer=i) for name in model.constants for i in range(model.layers)]
     weights.check(expected, tied=() if "lm_head.weight" in expected else ("lm_head.weight",), extra=constants)
@@ -179,6 +180,18 @@ def side_files(folder: Path) -> list[str]:
     """
     names = [name for name in SIDE_FILES if os.path.lexists(folder / name)]
     return [name for name in names if regular_file(folder / name).stat().st_size <= _SIDE_BYTES]
+
+
+def _check_count(model: Model, weights: Any, folder: Path) -> None:
+    """Sizes within their limits may still multiply to millions of names: none is made that no file could hold."""
+    count, there = model.hf_count(), len(weights.entries)
+    if count > there:
+        # Found after as many names as there are tensors, at the latest.
+        missing = next(name for name, _ in model.hf_tensors() if name not in weights.entries)
+        raise MooError(
+            f"tensor {missing!r} is missing: the config asks for {count:,} tensors and the files hold {there:,}",
+            str(folder),
+        )
 
 
 def _check_tied(weights: Any, folder: Path) -> None:

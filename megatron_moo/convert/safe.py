@@ -228,8 +228,11 @@ def _shards(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
             raise MooError(
                 f"shard {str(name)[:80]!r} of tensor {tensor[:80]!r} is not a plain file name", str(index)
             )
-    files = [regular_file(folder / name, index) for name in sorted(set(weight_map.values()))]
-    return files, weight_map
+    names = sorted(set(weight_map.values()))
+    if os.path.lexists(folder / SINGLE) and names != [SINGLE]:
+        # transformers would load the one file, and other loaders the shards.
+        raise MooError(f"holds both {SINGLE} and {INDEX}", str(folder), "take one of them out")
+    return [regular_file(folder / name, index) for name in names], weight_map
 
 
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

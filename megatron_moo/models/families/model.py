@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -105,15 +106,27 @@ class Model:
         expert = place[1] if len(place) > 1 else 0
         return [name.format(layer=layer, expert=expert) for name in rule.hf]
 
+    def hf_count(self) -> int:
+        """Number of tensors that the Hugging Face checkpoint must hold, without naming them."""
+        return sum(
+            len(rule.hf) * math.prod(self.axes(rule)[: 1 if rule.experts_in_one else None])
+            for rule in self.rules
+        )
+
     def hf_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor that the Hugging Face checkpoint must hold, and its shape."""
-        found: dict[str, tuple[int, ...]] = {}
+        return dict(self.hf_tensors())
+
+    def hf_tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """The same one by one; experts in one tensor come once for every layer."""
         for rule in self.rules:
+            shapes = self.shapes(rule)
             lead = (self.dims["experts"],) if rule.experts_in_one else ()
             for place in self.places(rule):
-                for name, shape in zip(self.names(rule, place), self.shapes(rule), strict=True):
-                    found[name] = (*lead, *shape)
-        return found
+                if rule.experts_in_one and place[1]:
+                    continue
+                for name, shape in zip(self.names(rule, place), shapes, strict=True):
+                    yield name, (*lead, *shape)
 
     def with_dims(self, **dims: int) -> Model:
         """The same with other sizes."""

@@ -21,6 +21,9 @@ from megatron_moo.convert.exporter import export_checkpoint, open_target
 from megatron_moo.convert.importer import import_checkpoint, open_source
 from megatron_moo.convert.unpickle import load_metadata, load_object
 from megatron_moo.errors import MooError
+from megatron_moo.models.families import read_model
+from megatron_moo.models.families.config import Config
+from megatron_moo.models.families.model import Model
 from tests.unit.convert import tiny
 
 LONG = "a" * 10_000
@@ -88,6 +91,20 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     (folder / "model-00002-of-00002.safetensors").write_bytes((folder / SHARD).read_bytes())
     with pytest.raises(MooError, match="is also in"):
         open_source(folder)
+
+
+@pytest.mark.usefixtures("no_open")
+def test_one_file_beside_an_index_of_shards_is_refused(tmp_path: Path) -> None:
+    folder = tiny.write(tiny.write(tmp_path / "hf"), shards=2)
+    with pytest.raises(MooError, match=r"holds both model\.safetensors and model\.safetensors\.index\.json"):
+        open_source(folder)
+
+
+def test_an_index_of_the_one_file_is_read(tmp_path: Path) -> None:
+    folder = tiny.write(tmp_path / "hf")
+    weight_map = dict.fromkeys(tiny.tensors(), safe.SINGLE)
+    (folder / safe.INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    assert open_source(folder).model.layers == 2
 
 
 def _header(folder: Path, change: Any) -> None:
@@ -201,6 +218,33 @@ def test_a_config_that_we_do_not_follow_is_refused_by_name(tmp_path: Path, kind:
     key = next(iter(CONFIGS[kind]))
     assert key.split("_")[0].lower()[:5] in str(raised.value).lower() or "128" in str(raised.value)
     assert not (tmp_path / "out").exists()
+
+
+MIXTRAL = {
+    "architectures": ["MixtralForCausalLM"], "num_local_experts": 4096, "num_experts_per_tok": 2,
+    "num_hidden_layers": 1024,
+}  # fmt: skip
+
+
+def test_sizes_that_multiply_are_refused_before_names_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny.write(tmp_path / "hf", **MIXTRAL)
+    names = []
+    real = Model.names
+    monkeypatch.setattr(Model, "names", lambda *args: names.append(1) or real(*args))
+    start = time.monotonic()
+    with pytest.raises(MooError, match=r"asks for 12,\d{3},\d{3} tensors and the files hold 21"):
+        open_source(folder)
+    assert time.monotonic() - start < 1
+    assert len(names) < 50
+
+
+@pytest.mark.parametrize("experts", [{}, {"num_local_experts": 8}], ids=["llama", "mixtral"])
+def test_the_count_is_that_of_the_names(experts: dict[str, Any]) -> None:
+    more = {**MIXTRAL, "num_hidden_layers": 3, **experts} if experts else {}
+    model = read_model(Config({**tiny.CONFIG, **more}))
+    assert model.hf_count() == len(model.hf_shapes())
 
 
 def test_a_key_that_the_user_vouches_for_is_let_through(tmp_path: Path) -> None:
