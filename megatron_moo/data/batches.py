@@ -11,6 +11,7 @@ from megatron_moo.data.collate import collate
 from megatron_moo.data.manifest import Manifest
 from megatron_moo.data.permutation import stable_hash
 from megatron_moo.data.quota import draw, normalise, sequence_key
+from megatron_moo.data.resume import restore, stream_identity
 from megatron_moo.data.sampler import LanguageSampler
 from megatron_moo.data.schedule import LaneSchedule
 from megatron_moo.data.shares import Shares, drawn_report, expected_positions, plan_shares
@@ -72,6 +73,8 @@ class LaneBatches:
         self._before_law = dict.fromkeys(self._tags, 0)
         self._turns = dict.fromkeys(manifest.objectives, 0)
         self._retired: dict[str, int] = {}
+        self._streams = {tag: stream_identity(sampler, tag) for tag in self._tags}
+        self._retired_streams: dict[str, Any] = {}
         self._queue: deque[tuple[int, int, int]] = deque()
         self._after: tuple[dict[str, int], dict[str, int]] = (self._consumed, self._turns)
 
@@ -132,6 +135,7 @@ class LaneBatches:
             "law": self.law_fingerprint(),
             "law_began": self._law_began,
             "before_law": dict(self._before_law),
+            "streams": {**self._retired_streams, **self._streams},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -139,13 +143,14 @@ class LaneBatches:
 
         Consumed samples are kept per language: one that was taken out keeps its count in the state and
             continues if it comes
-        back; a new one starts at 0. When the law differs from the stored one, it begins at the stored step.
+        back; a new one starts at 0, and so does one whose text changed, with a line that says so. When the law
+        differs from the stored one, it begins at the stored step.
         """
         self._queue.clear()
         self._step = int(state["step"])
-        consumed = {str(tag): int(n) for tag, n in state["consumed"].items()}
-        self._consumed = {tag: consumed.pop(tag, 0) for tag in self._tags}
-        self._retired = consumed
+        found = restore(state, self._tags, self._streams, tell=self.lane == self.peer == 0)
+        self._consumed, self._retired = found.consumed, found.retired
+        self._retired_streams = found.retired_streams
         if state.get("law") == self.law_fingerprint():
             self._law_began = int(state["law_began"])
             self._turns = {name: int(state["turns"][name]) for name in self.manifest.objectives}
@@ -154,6 +159,8 @@ class LaneBatches:
         else:
             self._law_began, self._before_law = self._step, dict(self._consumed)
             self._turns = dict.fromkeys(self.manifest.objectives, 0)
+        if found.changed:  # shares are told of what all languages drew since
+            self._before_law = dict(self._consumed)
 
     @property
     def step(self) -> int:

@@ -10,6 +10,7 @@ from megatron_moo.data.collate import collate
 from megatron_moo.data.manifest import Manifest
 from megatron_moo.data.permutation import stable_hash
 from megatron_moo.data.quota import draw, normalise, sequence_key
+from megatron_moo.data.resume import restore, stream_identity
 from megatron_moo.data.sampler import LanguageSampler
 from megatron_moo.data.shares import Shares, drawn_report, plan_shares
 from megatron_moo.errors import MooError
@@ -55,6 +56,8 @@ class MixedBatches:
         self._consumed = dict.fromkeys(self._tags, 0)
         self._before_law = dict.fromkeys(self._tags, 0)
         self._retired: dict[str, int] = {}
+        self._streams = {tag: stream_identity(sampler, tag) for tag in self._tags}
+        self._retired_streams: dict[str, Any] = {}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """tokens, labels, loss_mask, position_ids [micro_batch_size, seq] and ``language`` int64
@@ -96,21 +99,24 @@ class MixedBatches:
             "law": self._fingerprint(),
             "law_began": self._law_began,
             "before_law": dict(self._before_law),
+            "streams": {**self._retired_streams, **self._streams},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue; under another law, batch size or set of languages the law begins anew and the counters
-        go on."""
-        consumed = {str(tag): int(n) for tag, n in state["consumed"].items()}
+        go on, except those of a language whose text changed: it begins anew, with a line that says so."""
         self._step = int(state["step"])
-        self._consumed = {tag: consumed.pop(tag, 0) for tag in self._tags}
-        self._retired = consumed
+        found = restore(state, self._tags, self._streams, tell=self.rank == 0)
+        self._consumed, self._retired = found.consumed, found.retired
+        self._retired_streams = found.retired_streams
         if state.get("law") == self._fingerprint():
             self._law_began = int(state["law_began"])
             before = state.get("before_law", {})
             self._before_law = {tag: int(before.get(tag, 0)) for tag in self._tags}
         else:
             self._law_began, self._before_law = self._step, dict(self._consumed)
+        if found.changed:  # shares are told of what all languages drew since
+            self._before_law = dict(self._consumed)
 
     def drawn(self) -> dict[str, int]:
         """Samples drawn per language over all ranks, as of the last finished step."""
