@@ -1,13 +1,18 @@
-"""Build the image, run it, write what it printed into docs/container.md: ``python -m tests.container.page FOLDER``."""
+"""Build the image, run it, write what it printed into docs/container.md: ``python -m tests.container.page FOLDER [--built]``.
+
+``--built`` takes the image that FOLDER holds.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "container.md"
@@ -44,6 +49,12 @@ class Image:
     def build(self, timeout: float = 1800) -> None:
         script = ROOT / "tests" / "container" / "build.sh"
         subprocess.run(["bash", str(script), str(self.folder)], timeout=timeout, check=True)
+
+    def config(self) -> dict[str, Any]:
+        """What a container engine would be told: user, command, health check."""
+        return json.loads(self.buildah("inspect", "--type", "image", "localhost/megatron-moo").stdout)[
+            "Docker"
+        ]["config"]
 
     def run(self, *command: str, timeout: float = 900) -> subprocess.CompletedProcess:
         """A command as the image's user in a container of its own, which is removed afterwards."""
@@ -89,7 +100,8 @@ def _block(text: str) -> str:
 
 if __name__ == "__main__":
     found = Image(Path(sys.argv[1]))
-    found.build()
+    if "--built" not in sys.argv:
+        found.build()
     head, rest = PAGE.read_text(encoding="utf-8").split(MARKS[0])
     middle = f"{MARKS[0]}\n\n{shown(found)}\n\n{MARKS[1]}"
     PAGE.write_text(head + middle + rest.split(MARKS[1])[1], encoding="utf-8")
