@@ -1,6 +1,6 @@
-"""Build the image, run it, write what it printed into docs/container.md: ``python -m tests.container.page FOLDER [--built]``.
+"""Build the image, run it, and write what it printed into docs/container.md.
 
-``--built`` takes the image that FOLDER holds.
+``python -m tests.container.page FOLDER [--built]``; ``--built`` takes the image that FOLDER holds.
 """
 
 from __future__ import annotations

@@ -66,8 +66,11 @@ def test_srun_alone_starts_the_ranks_and_a_run_without_progress_is_not_requeued(
         run = folder / "stuck"
         job = story.submit(slurm, recipe, run)
         slurm.wait(job, ("RUNNING",), 60)
+        log_file = Path(f"{run}.log")
         cluster.wait_for(
-            lambda: "starting 2 ranks" in Path(f"{run}.log").read_text(encoding="utf-8"), "no ranks", 60
+            lambda: log_file.exists() and "starting 2 ranks" in log_file.read_text(encoding="utf-8"),
+            "no ranks",
+            60,
         )
         slurm.run("scancel", "--batch", "--signal=USR1", job)
         assert slurm.wait(job, ("FAILED", "PENDING", "COMPLETED"), 300) == "FAILED"
