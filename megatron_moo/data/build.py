@@ -23,7 +23,7 @@ from megatron_moo.data.build_split import SplitTask, build_split
 from megatron_moo.data.corpus import BUILD_FILE, FORMAT, Corpus, canonical, open_corpus, read_record
 from megatron_moo.data.manifest import Language, Manifest
 from megatron_moo.data.pool import EncodePool, refuse_reimport
-from megatron_moo.data.sources import expand, is_indexed
+from megatron_moo.data.sources import CUTTING, expand, is_indexed
 from megatron_moo.data.sp_train import train_sentencepiece
 from megatron_moo.data.tokenizers import Tokenizer, make_tokenizer
 from megatron_moo.errors import MooError
@@ -61,7 +61,7 @@ def build_corpus(
     with _lock(out.parent / f".{out.name}.lock"):
         if _matches(out, inputs):
             return open_corpus(out)
-        _prepare_partial(partial, inputs)
+        _prepare_partial(partial, f"{inputs} {CUTTING}")
         _build(manifest, partial, inputs, workers, progress)
         _replace(out, partial)
     return open_corpus(out)

@@ -138,19 +138,20 @@ def _tokenise(
         setattr(counts, key, value)
     size = tokenizer.vocab_size
     writer = IndexedWriter(task.root / task.prefix, token_dtype(size), state["writer"], size)
-    blocks, read, last = int(state["blocks"]), 0, time.monotonic()
+    blocks, last = int(state["blocks"]), time.monotonic()
+    sizes = [file.stat().st_size for file in task.files]
+    before = {file: sum(sizes[:i]) for i, file in enumerate(task.files)}
     try:
         for block, encoded in pool.map(_blocks(task, blocks), Job(task.reading, task.sft)):
             counts.add(encoded)
             _check_budget(task, counts, encoded)
             writer.add(encoded.tokens, encoded.lengths, encoded.counts, encoded.modes)
             blocks += 1
-            read += len(block.data)
             if time.monotonic() - last > COMMIT_SECONDS:
                 _write(journal, {"blocks": blocks, "writer": writer.commit(), "counts": vars(counts)})
                 last = time.monotonic()
             if progress is not None:
-                progress(task.tag, task.split, read, task.input_bytes)
+                progress(task.tag, task.split, before[block.path] + block.done, task.input_bytes)
         writer.finish()
     finally:
         writer.close()
@@ -160,7 +161,7 @@ def _tokenise(
 def _blocks(task: SplitTask, skip: int) -> Iterator[Block]:
     number = 0
     for file in task.files:
-        for block in read_blocks(file, task.reading):
+        for block in read_blocks(file, task.reading, conversations=task.sft is not None):
             if number >= skip:
                 yield block
             number += 1

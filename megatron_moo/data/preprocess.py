@@ -100,7 +100,7 @@ def _one_key(
     working = final.parent / f".{final.name}.partial"
     size = tokenizer.vocab_size
     writer = IndexedWriter(working, token_dtype(size), vocab_size=size)
-    skipped = done = 0
+    skipped = before = 0
     try:
         for path in inputs:
             kind_of(path, reading)
@@ -113,8 +113,8 @@ def _one_key(
                         f"{fault.reason}, offset {fault.offset}", where, "repair it, or give --skip-budget"
                     )
                 _add(writer, encoded, args.append_eod)
-                done += len(block.data)
-                bar.update(key, "document", done, total)
+                bar.update(key, "document", before + block.done, total)
+            before += path.stat().st_size
         writer.finish()
     finally:
         writer.close()

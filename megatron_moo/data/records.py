@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_moo.data.arrow import unpack
 from megatron_moo.data.manifest import Reading
 from megatron_moo.data.sources import Block
 from megatron_moo.errors import MooError
@@ -60,16 +61,18 @@ def text_fault(value: Any) -> str | None:
 
 def _values(block: Block, reading: Reading, key: str | None) -> Iterator[tuple[int, int, Any] | Fault]:
     if block.overlong:
-        reason = (
-            f"a record of {block.overlong} bytes, more than reading.max_line_bytes = {reading.max_line_bytes}"
-        )
+        reason = _too_long(block.overlong, reading.max_line_bytes)
         yield Fault(str(block.path), block.line, block.offset, reason)
     elif block.kind in ("parquet", "arrow"):
-        yield from _table_values(block, key)
+        yield from _table_values(block, key, reading.max_line_bytes)
     elif block.kind == "jsonl":
-        yield from _json_values(block, key)
+        yield from _json_values(block, key, reading.max_line_bytes)
     else:
-        yield from _plain_values(block)
+        yield from _plain_values(block, reading.max_line_bytes)
+
+
+def _too_long(size: int, limit: int) -> str:
+    return f"a record of {size} bytes, more than reading.max_line_bytes = {limit}"
 
 
 def _lines(block: Block) -> Iterator[tuple[int, int, bytes]]:
@@ -82,11 +85,11 @@ def _lines(block: Block) -> Iterator[tuple[int, int, bytes]]:
         at, line = end + 1, line + 1
 
 
-def _json_values(block: Block, key: str | None) -> Iterator[tuple[int, int, Any] | Fault]:
+def _json_values(block: Block, key: str | None, limit: int) -> Iterator[tuple[int, int, Any] | Fault]:
     for line, offset, raw in _lines(block):
         if not raw.strip():
             continue
-        value, fault = _parse(raw, key)
+        value, fault = _parse(raw, key) if len(raw) <= limit else (None, (0, _too_long(len(raw), limit)))
         if fault is None:
             yield line, offset, value
         else:
@@ -113,8 +116,11 @@ def _parse(raw: bytes, key: str | None) -> tuple[Any, tuple[int, str] | None]:
     return value[key], None
 
 
-def _plain_values(block: Block) -> Iterator[tuple[int, int, Any] | Fault]:
+def _plain_values(block: Block, limit: int) -> Iterator[tuple[int, int, Any] | Fault]:
     for line, offset, raw in _pieces(block):
+        if block.kind == "line" and len(raw) > limit:
+            yield Fault(str(block.path), line, offset, _too_long(len(raw), limit))
+            continue
         try:
             yield line, offset, raw.decode("utf-8").replace("\r\n", "\n").strip("\r\n")
         except UnicodeDecodeError as error:
@@ -145,31 +151,27 @@ def _pieces(block: Block) -> Iterator[tuple[int, int, bytes]]:
         yield first, start, b"\n".join(held)
 
 
-def _table_values(block: Block, key: str | None) -> Iterator[tuple[int, int, Any] | Fault]:
-    import pyarrow as pa
-
+def _table_values(block: Block, key: str | None, limit: int) -> Iterator[tuple[int, int, Any] | Fault]:
+    batch = unpack(block.data)
     try:
-        table = _table(block)
-    except (pa.ArrowException, OSError) as error:
-        what = f"row group {block.group} cannot be read ({str(error).splitlines()[0][:150]})"
-        raise MooError(what, str(block.path), "the file is damaged: get it again") from error
-    if key is not None and key not in table.column_names:
-        known = ", ".join(table.column_names)
-        raise MooError(f"no column {key!r}", str(block.path), f"set reading.text_key to one of {known}")
-    values = table.column(key).to_pylist() if key is not None else table.to_pylist()
+        values = batch.column(key).to_pylist() if key is not None else batch.to_pylist()
+    except UnicodeDecodeError:
+        values = [_row(batch, key, i) for i in range(batch.num_rows)]
+    long = batch.nbytes > limit
     for i, value in enumerate(values):
-        yield block.line + i, 0, value
+        size = batch.slice(i, 1).nbytes if long else 0
+        if size > limit:
+            yield Fault(str(block.path), block.line + i, 0, _too_long(size, limit))
+        elif isinstance(value, UnicodeDecodeError):
+            reason = f"broken UTF-8, byte 0x{value.object[value.start]:02x}"
+            yield Fault(str(block.path), block.line + i, value.start, reason)
+        else:
+            yield block.line + i, 0, value
 
 
-def _table(block: Block) -> Any:
-    import pyarrow as pa
-
-    if block.kind == "parquet":
-        import pyarrow.parquet as pq
-
-        return pq.ParquetFile(block.path).read_row_group(block.group)
-    with pa.memory_map(str(block.path)) as source:
-        for group, batch in enumerate(pa.ipc.open_stream(source)):
-            if group == block.group:
-                return pa.Table.from_batches([batch])
-    raise MooError(f"no record batch {block.group}", str(block.path), "the file changed while it was read")
+def _row(batch: Any, key: str | None, number: int) -> Any:
+    """A row's value, or the error in its place."""
+    try:
+        return batch.column(key)[number].as_py() if key is not None else batch.slice(number, 1).to_pylist()[0]
+    except UnicodeDecodeError as error:
+        return error

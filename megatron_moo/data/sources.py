@@ -12,15 +12,18 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from megatron_moo.data.arrow import pack, record_batches
 from megatron_moo.data.manifest import Reading
+from megatron_moo.data.zstd import ZstdReader
 from megatron_moo.errors import MooError
 
 BLOCK_BYTES = 1 << 20
+CUTTING = 2  # raised when blocks are cut otherwise: an interrupted build counts them
 _PLAIN = (".txt", ".text", ".md")
 _LINES = (".jsonl", ".ndjson", ".json")
 _PACKED = (".gz", ".zst")
@@ -35,8 +38,8 @@ class Block:
         path: the file.
         line: number of the first line (from 1); for tables the first row.
         offset: byte offset of ``data`` in the (decompressed) file.
-        data: the bytes; empty for tables, which the worker reads itself.
-        group: row group or record batch of a table.
+        data: the bytes; of tables an Arrow stream of some rows.
+        done: bytes of the file, as it lies on disk, that were read up to here.
         overlong: set when the block stands for one record that is too long to hold: its length in bytes.
     """
 
@@ -45,7 +48,7 @@ class Block:
     line: int = 1
     offset: int = 0
     data: bytes = b""
-    group: int = -1
+    done: int = 0
     overlong: int = 0
 
 
@@ -108,75 +111,33 @@ def expand(path: Path, reading: Reading) -> list[Path]:
     return files
 
 
-def read_blocks(path: Path, reading: Reading) -> Iterator[Block]:
-    """Blocks of one file, in order.
+def read_blocks(path: Path, reading: Reading, conversations: bool = False) -> Iterator[Block]:
+    """Blocks of one file, in order; ``conversations`` says which columns of a table are wanted.
 
     Raises:
         MooError: a file that cannot be opened, decompressed or understood.
     """
     kind = kind_of(path, reading)
     if kind in ("parquet", "arrow"):
-        yield from _table_blocks(path, kind)
+        yield from _table_blocks(path, kind, reading, conversations)
         return
     try:
-        with _open(path) as stream:
+        with path.open("rb") as file:
+            stream = _open(file, path.suffix)
             if kind == "file":
                 yield _whole(path, stream, reading.max_line_bytes)
             else:
-                yield from _cut(path, kind, stream, reading.max_line_bytes)
+                yield from _cut(path, kind, stream, reading.max_line_bytes, file.tell)
     except (OSError, EOFError, zlib.error) as error:
         raise MooError(
             f"cannot be read ({error})", str(path), "the file is damaged or truncated: get it again"
         ) from error
 
 
-def _open(path: Path) -> BinaryIO:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    if path.suffix == ".zst":
-        import zstandard
-
-        return _Zstd(path, zstandard)  # type: ignore[return-value]
-    return path.open("rb")
-
-
-class _Zstd:
-    """A .zst file that ends early is an error: the library's reader would take it for the end of the data."""
-
-    def __init__(self, path: Path, zstandard: Any) -> None:
-        self._file = path.open("rb")
-        self._error = zstandard.ZstdError
-        self._make = zstandard.ZstdDecompressor().decompressobj
-        self._frame: Any = None
-        self._rest = b""
-
-    def __enter__(self) -> _Zstd:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def read(self, count: int) -> bytes:
-        while len(self._rest) < count:
-            data = self._file.read(1 << 16)
-            if not data:
-                if self._frame is not None:
-                    raise EOFError("the last zstd frame is not complete")
-                break
-            self._feed(data)
-        result, self._rest = self._rest[:count], self._rest[count:]
-        return result
-
-    def _feed(self, data: bytes) -> None:
-        while data:
-            self._frame = self._frame or self._make()
-            try:
-                self._rest += self._frame.decompress(data)
-            except self._error as error:
-                raise OSError(f"zstd: {error}") from error
-            data = self._frame.unused_data if self._frame.eof else b""
-            if self._frame.eof:
-                self._frame = None
+def _open(file: BinaryIO, suffix: str) -> BinaryIO:
+    if suffix == ".gz":
+        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
+    return ZstdReader(file) if suffix == ".zst" else file  # type: ignore[return-value]
 
 
 def _whole(path: Path, stream: BinaryIO, limit: int) -> Block:
@@ -185,42 +146,42 @@ def _whole(path: Path, stream: BinaryIO, limit: int) -> Block:
         raise MooError(
             f"one document of more than {limit} bytes", str(path), "use documents: paragraph or line"
         )
-    return Block("file", path, data=data)
+    return Block("file", path, data=data, done=path.stat().st_size)
 
 
-def _cut(path: Path, kind: str, stream: BinaryIO, limit: int) -> Iterator[Block]:
-    pending, line, offset = b"", 1, 0
+def _cut(path: Path, kind: str, stream: BinaryIO, limit: int, done: Callable[[], int]) -> Iterator[Block]:
+    pending, line, offset = bytearray(), 1, 0
     while True:
         data = stream.read(BLOCK_BYTES)
+        searched = len(pending)
         pending += data
-        at = _record_end(pending, kind) if data else len(pending)
-        if not data or at:
-            block, pending = pending[:at], pending[at:]
-        elif len(pending) <= limit:
-            continue
-        elif kind == "paragraph":
+        at = _record_end(pending, kind, max(0, searched - 2)) if data else len(pending)
+        if data and not at:
+            if len(pending) <= limit:
+                continue
+            if kind != "paragraph":
+                length, rest, ended = _skip_line(stream, len(pending))
+                yield Block(kind, path, line, offset, overlong=length, done=done())
+                line, offset, pending = line + 1, offset + length + ended, bytearray(rest)
+                continue
             # Prose without blank lines: cut at a line, or at a character; a document becomes two, nothing is
             # lost.
             at = pending.rfind(b"\n") + 1 or _character_end(pending)
-            block, pending = pending[:at], pending[at:]
-        else:
-            length, pending, ended = _skip_line(stream, len(pending))
-            yield Block(kind, path, line, offset, overlong=length)
-            line, offset = line + 1, offset + length + ended
-            continue
+        block = bytes(pending[:at])
+        del pending[:at]
         if block:
-            yield Block(kind, path, line, offset, block)
+            yield Block(kind, path, line, offset, block, done=done())
         line, offset = line + block.count(b"\n"), offset + len(block)
         if not data:
             return
 
 
-def _record_end(data: bytes, kind: str) -> int:
-    """Where the last complete record ends, 0 when none does."""
+def _record_end(data: bytearray, kind: str, start: int) -> int:
+    """Where the last complete record ends, 0 when none does; what stands before ``start`` was searched before."""
     if kind == "paragraph":
-        unix, windows = data.rfind(b"\n\n"), data.rfind(b"\n\r\n")
+        unix, windows = data.rfind(b"\n\n", start), data.rfind(b"\n\r\n", start)
         return max(unix + 2 if unix >= 0 else 0, windows + 3 if windows >= 0 else 0)
-    return data.rfind(b"\n") + 1
+    return data.rfind(b"\n", start) + 1
 
 
 def _skip_line(stream: BinaryIO, length: int) -> tuple[int, bytes, int]:
@@ -234,35 +195,20 @@ def _skip_line(stream: BinaryIO, length: int) -> tuple[int, bytes, int]:
     return length, b"", 0
 
 
-def _character_end(data: bytes) -> int:
+def _character_end(data: bytearray) -> int:
     at = len(data) - 1
     while at > 0 and data[at] & 0xC0 == 0x80:
         at -= 1
     return at or len(data)
 
 
-def _table_blocks(path: Path, kind: str) -> Iterator[Block]:
-    import pyarrow as pa
-
-    try:
-        if kind == "parquet":
-            import pyarrow.parquet as pq
-
-            metadata = pq.ParquetFile(path).metadata
-            row = 1
-            for group in range(metadata.num_row_groups):
-                yield Block(kind, path, line=row, group=group)
-                row += metadata.row_group(group).num_rows
+def _table_blocks(path: Path, kind: str, reading: Reading, conversations: bool) -> Iterator[Block]:
+    key = None if conversations else reading.text_key
+    for row, done, batch in record_batches(path, kind, key, BLOCK_BYTES):
+        if batch.nbytes > max(reading.max_line_bytes, BLOCK_BYTES):  # one row, and too long to pass on
+            yield Block(kind, path, row, done=done, overlong=batch.nbytes)
         else:
-            with pa.memory_map(str(path)) as source:
-                reader = pa.ipc.open_stream(source)
-                row = 1
-                for group, batch in enumerate(reader):
-                    yield Block(kind, path, line=row, group=group)
-                    row += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
-        first = str(error).splitlines()[0][:200]
-        raise MooError(f"cannot be read ({first})", str(path), "the file is damaged: get it again") from error
+            yield Block(kind, path, row, done=done, data=pack(batch))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def _lines(language: Language, sft: bool) -> Iterator[str]:
                 "give the tokenizer's model",
             )
         for file in expand(source, language.reading):
-            for block in read_blocks(file, language.reading):
+            for block in read_blocks(file, language.reading, conversations=sft):
                 for text in _block_texts(block, language, sft):
                     for line in text.split("\n"):
                         for at in range(0, len(line), _LONGEST):
