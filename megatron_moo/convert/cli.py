@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 from megatron_moo.convert.lora_cli import add_lora_subcommands
 from megatron_moo.errors import MooError
 
-_TEXT = "Every language is a vessel. Jede Sprache ist ein Gefäß. 每一种语言都是一个容器。"
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -33,6 +33,13 @@ def _common(parser: Any) -> None:
     )  # fmt: skip
 
 
+def _allow_pickle(parser: Any) -> None:
+    parser.add_argument(
+        "--allow-pickle", action="store_true",
+        help="read pytorch_model*.bin with torch.load(weights_only=True) where there are no safetensors",
+    )  # fmt: skip
+
+
 def _add_import(kinds: Any) -> None:
     parser = kinds.add_parser("import", help="Hugging Face to Megatron", allow_abbrev=False)
     parser.add_argument("hf_dir", type=Path, help="folder with config.json and safetensors")
@@ -40,10 +47,7 @@ def _add_import(kinds: Any) -> None:
         "ckpt_dir", type=Path, help="folder to make; train from it with --pretrained-checkpoint"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace CKPT_DIR")
-    parser.add_argument(
-        "--allow-pickle", action="store_true",
-        help="read pytorch_model*.bin with torch.load(weights_only=True) where there are no safetensors",
-    )  # fmt: skip
+    _allow_pickle(parser)
     _common(parser)
     parser.set_defaults(func=_import)
 
@@ -74,7 +78,7 @@ def _add_verify(kinds: Any) -> None:
     parser.add_argument("ckpt_dir", type=Path)
     parser.add_argument("--logits", action="store_true", help="compare logits on --text too, in fp32")
     text = parser.add_mutually_exclusive_group()
-    text.add_argument("--text", default=_TEXT, help="text for --logits")
+    text.add_argument("--text", help="text for --logits (default: a short one of three languages)")
     text.add_argument(
         "--text-file", type=Path, metavar="FILE", help="the same from a file, its first 512 tokens"
     )
@@ -85,6 +89,7 @@ def _add_verify(kinds: Any) -> None:
         "--logit-tolerance", type=float, default=1e-3, help="largest difference of a logit (default: 1e-3)"
     )
     parser.add_argument("--all", action="store_true", help="print every tensor, not only those that differ")
+    _allow_pickle(parser)
     _common(parser)
     parser.set_defaults(func=_verify)
 
@@ -128,17 +133,20 @@ def _verify(args: argparse.Namespace) -> int:
     from megatron_moo.models.families.config import load_config
 
     console = Console(highlight=False, soft_wrap=True)
-    count, worst, bad = 0, 0.0, False
-    for item in tensor_differences(args.hf_dir, args.ckpt_dir, args.ignore_key):
-        count, worst = count + 1, max(worst, item.value)
+    count, differ, worst, bad = 0, 0, 0.0, False
+    for item in tensor_differences(args.hf_dir, args.ckpt_dir, args.ignore_key, args.allow_pickle):
+        count, differ = count + 1, differ + (item.value != 0)
+        # NaN is worse than any number, and stays.
+        worst = item.value if math.isnan(item.value) or item.value > worst else worst
         bad |= not item.value <= args.tolerance
-        if args.all or item.value > 0 or item.value != item.value:
+        if args.all or item.value != 0:
             console.print(f"{item.value:.3e}  {item.name}")
-    console.print(f"{count} tensors, largest difference {worst:.3e}")
+    told = f" {differ} of them differ{'s' if differ == 1 else ''}," if differ else ""
+    console.print(f"{count} tensors,{told} largest difference {worst:.3e}")
     if args.logits:
         vocab = load_config(args.hf_dir / "config.json").integer("vocab_size")
         tokens = text_tokens(args.hf_dir, _text(args), vocab)
-        found = logit_difference(args.hf_dir, args.ckpt_dir, tokens, args.ignore_key)
+        found = logit_difference(args.hf_dir, args.ckpt_dir, tokens, args.ignore_key, args.allow_pickle)
         console.print(
             f"logits of {len(tokens)} tokens, largest difference {found.gap:.3e} "
             f"(largest logit {found.largest:.3g})"
@@ -148,7 +156,7 @@ def _verify(args: argparse.Namespace) -> int:
     return 1 if bad else 0
 
 
-def _text(args: argparse.Namespace) -> str:
+def _text(args: argparse.Namespace) -> str | None:
     if args.text_file is None:
         return args.text
     try:

@@ -54,7 +54,7 @@ def one_rank(flags: dict[str, Any]) -> Iterator[Any]:
 
     platform.prepare()
     with platform.quiet():
-        from megatron.core import parallel_state
+        from megatron.core import num_microbatches_calculator, parallel_state, rerun_state_machine
         from megatron.training import global_vars, initialize
         from megatron.training.arguments import parse_and_validate_args
     saved, environment = sys.argv, dict(os.environ)
@@ -76,6 +76,8 @@ def one_rank(flags: dict[str, Any]) -> Iterator[Any]:
             os.environ.update(environment)
             parallel_state.destroy_model_parallel()
             global_vars.destroy_global_vars()
+            num_microbatches_calculator.destroy_num_microbatches_calculator()
+            rerun_state_machine.destroy_rerun_state_machine()
             dist.destroy_process_group()
 
 
