@@ -43,6 +43,11 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--output-prefix", type=Path, required=True)
     result.add_argument("--tokenizer-type", required=True, help=", ".join(TOKENIZERS))
     result.add_argument("--tokenizer-model", help="folder (HuggingFace) or .model file (SentencePiece)")
+    result.add_argument(
+        "--tokenizer-hf-no-include-special-tokens",
+        action="store_true",
+        help="leave out what a Hugging Face tokenizer puts around every text, such as <s>",
+    )
     result.add_argument("--append-eod", action="store_true", help="end each document with the eod id")
     result.add_argument("--workers", type=int, required=True)
     result.add_argument("--partitions", type=int, default=1, help="accepted; the input is one stream here")
@@ -73,6 +78,8 @@ def preprocess(arguments: Sequence[str] | None = None) -> list[Path]:
             f"unknown tokenizer type {args.tokenizer_type!r}", "--tokenizer-type", f"choose one of {known}"
         )
     spec = _spec(TOKENIZERS[args.tokenizer_type], args.tokenizer_model)
+    if spec["type"] == "hf" and not args.tokenizer_hf_no_include_special_tokens:
+        spec["special"] = True  # Megatron's default
     inputs = [Path(name) for name in sorted(glob.glob(args.input))] or [Path(args.input)]
     for path in inputs:
         if not path.is_file():

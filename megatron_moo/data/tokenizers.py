@@ -107,9 +107,14 @@ class HFTokenizer:
     """A tokenizer folder in Hugging Face's format (``tokenizer.json`` or what AutoTokenizer reads).
 
     Special tokens written in a text are text: training data must not be able to end its own document.
+
+    Args:
+        path: the folder.
+        eod: the piece that ends a document; None: the tokenizer's eos.
+        special: whether ``encode_batch`` adds what the tokenizer puts around every text (Llama's <s>).
     """
 
-    def __init__(self, path: str | Path, eod: str | None = None) -> None:
+    def __init__(self, path: str | Path, eod: str | None = None, special: bool = False) -> None:
         from transformers import AutoTokenizer
 
         self._path = Path(path)
@@ -121,7 +126,7 @@ class HFTokenizer:
                 f"no Hugging Face tokenizer ({first})", str(path), "point to its folder"
             ) from error
         self.name = f"hf:{self._path.name}"
-        self._eod_piece = eod
+        self._eod_piece, self._special = eod, special
         # Ids may have gaps: the largest one decides, not how many there are.
         self.vocab_size = max(len(self.hf), max(self.hf.get_vocab().values(), default=-1) + 1)
         self.eod = self._find_eod(eod)
@@ -149,9 +154,10 @@ class HFTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         backend = getattr(self.hf, "backend_tokenizer", None)
         if backend is None:
-            return [self.hf.encode(text, add_special_tokens=False) for text in texts]
+            return [self.hf.encode(text, add_special_tokens=self._special) for text in texts]
         backend.encode_special_tokens = True
-        return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        found = backend.encode_batch_fast(list(texts), add_special_tokens=self._special)
+        return [encoding.ids for encoding in found]
 
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ids, and per id its first character and the one after its last; special tokens in the text are one
@@ -171,8 +177,9 @@ class HFTokenizer:
     def save(self, folder: Path) -> dict[str, Any]:
         target = folder / "hf"
         self.hf.save_pretrained(str(target))
-        spec = {"type": "hf", "path": target.name}
-        return spec | ({"eod": self._eod_piece} if self._eod_piece else {})
+        spec: dict[str, Any] = {"type": "hf", "path": target.name}
+        spec |= {"eod": self._eod_piece} if self._eod_piece else {}
+        return spec | ({"special": True} if self._special else {})
 
 
 def make_tokenizer(spec: Mapping[str, Any], base: Path | None = None) -> Tokenizer:
@@ -187,7 +194,7 @@ def make_tokenizer(spec: Mapping[str, Any], base: Path | None = None) -> Tokeniz
     if kind == "sentencepiece" and "model" in spec:
         return SentencePieceTokenizer((base or Path()) / spec["model"])
     if kind == "hf":
-        return HFTokenizer((base or Path()) / spec["path"], spec.get("eod"))
+        return HFTokenizer((base or Path()) / spec["path"], spec.get("eod"), bool(spec.get("special")))
     raise MooError(f"no tokenizer of {dict(spec)}", todo="use byte, sentencepiece or hf")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import yaml
 
 from megatron_moo.data import build_corpus, load_manifest
-from megatron_moo.data.indexed import IndexedWriter
+from megatron_moo.data.indexed import IndexedWriter, open_indexed
+from megatron_moo.data.preprocess import preprocess
 from megatron_moo.errors import MooError
 
 
@@ -52,3 +54,29 @@ def test_the_writer_refuses_ids_outside_the_vocabulary(tmp_path: Path, bad: int)
     with pytest.raises(MooError, match="token id 65536 is outside"):
         plain.add(np.array([65_536]), np.array([1]), np.array([1]))
     plain.close()
+
+
+@pytest.mark.parametrize("include", [True, False])
+@pytest.mark.parametrize("bos", [True, False])
+def test_preprocess_writes_the_ids_of_megatrons_own_tokenizer(
+    tmp_path: Path, bos: bool, include: bool
+) -> None:
+    from megatron.core.tokenizers.text.libraries.huggingface_tokenizer import HuggingFaceTokenizer
+
+    folder = _words(tmp_path / "hf", {"<unk>": 0, "</s>": 1, "<s>": 2, "one": 3, "two": 4}, bos)
+    texts = ["one two one", "two", "three one"]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    flags = [
+        "--input",
+        str(tmp_path / "in.jsonl"),
+        "--output-prefix",
+        str(tmp_path / "out"),
+        "--workers",
+        "1",
+    ]
+    flags += ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(folder), "--append-eod"]
+    made = preprocess(flags + ([] if include else ["--tokenizer-hf-no-include-special-tokens"]))
+    megatron = HuggingFaceTokenizer(str(folder), include_special_tokens=include)
+    expected = [token for text in texts for token in [*megatron.text_to_ids(text), megatron.eos_id]]
+    assert open_indexed(made[0]).tokens.tolist() == expected
+    assert (2 in expected) == (bos and include)
