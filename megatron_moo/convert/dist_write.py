@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +29,10 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 from megatron_moo.convert.ahead import Ahead
 from megatron_moo.errors import MooError
 
-# What a finished conversion has, in either direction.
-_MARKS = ("config.json", "model.yaml")
+# A file in every folder that we make. Only a folder that has it is ever replaced: a config.json or a model.yaml may be
+# the user's own.
+MARK = ".megatron-moo-conversion"
+_MARKED = "Made by megatron-moo convert, which replaces this folder when it is asked to with --overwrite.\n"
 
 
 @dataclass(frozen=True)
@@ -162,13 +164,13 @@ def write_checkpoint(
 
 
 @contextmanager
-def new_folder(target: Path, overwrite: bool = False, source: Path | None = None) -> Iterator[Path]:
+def new_folder(target: Path, overwrite: bool = False, sources: Sequence[Path] = ()) -> Iterator[Path]:
     """A folder that becomes visible under its name only when everything in it is written.
 
     Args:
         target: the folder.
         overwrite: replace a conversion that is there.
-        source: what is read; a target that holds it is refused.
+        sources: what is read; a target that is or holds one of them is refused.
 
     Yields:
         A hidden folder beside ``target``, locked; one that an interrupted attempt left is cleared first.
@@ -176,7 +178,7 @@ def new_folder(target: Path, overwrite: bool = False, source: Path | None = None
     Raises:
         MooError: when ``target`` exists and is not empty, and when another conversion is writing it.
     """
-    _check_target(target, overwrite, source)
+    _check_target(target, overwrite, sources)
     hidden = target.parent / f".{target.name}.unfinished"
     hidden.mkdir(parents=True, exist_ok=True)
     lock = os.open(hidden, os.O_RDONLY)
@@ -192,22 +194,27 @@ def new_folder(target: Path, overwrite: bool = False, source: Path | None = None
         except BaseException:
             shutil.rmtree(hidden, ignore_errors=True)
             raise
+        (hidden / MARK).write_text(_MARKED, encoding="utf-8")
         _put_in_place(hidden, target)
     finally:
         os.close(lock)
 
 
-def _check_target(target: Path, overwrite: bool, source: Path | None) -> None:
+def _check_target(target: Path, overwrite: bool, sources: Sequence[Path]) -> None:
     if target.exists() and not target.is_dir():
         raise MooError("exists and is not a folder", str(target))
     if not target.exists() or not any(target.iterdir()):
         return
     if not overwrite:
         raise MooError("exists and is not empty", str(target), "choose another folder, or move that one away")
-    if source is not None and source.resolve().is_relative_to(target.resolve()):
+    if any(source.resolve().is_relative_to(target.resolve()) for source in sources):
         raise MooError("holds what would be read", str(target), "choose another folder")
-    if not any((target / name).exists() for name in _MARKS):
-        raise MooError("is no conversion and is not replaced", str(target), "choose another folder")
+    if not (target / MARK).is_file():
+        raise MooError(
+            f"is no conversion (it has no {MARK}) and is not replaced",
+            str(target),
+            "choose another folder, or move that one away",
+        )
 
 
 def _put_in_place(hidden: Path, target: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from megatron_moo.convert.dist_read import Checkpoint, checkpoint_folder
 from megatron_moo.convert.dist_write import new_folder
-from megatron_moo.convert.importer import KEPT, copy_side_files
+from megatron_moo.convert.importer import KEPT, copy_side_files, side_files
 from megatron_moo.convert.plain import plain_model
 from megatron_moo.convert.progress import progress
 from megatron_moo.convert.recipe_flags import differences
@@ -97,12 +97,15 @@ def export_checkpoint(
     """
     found = open_target(folder, like, ignore)
     groups = [group for rule in found.model.rules for group in _groups(found, rule, dtype)]
+    if found.like is not None:
+        side_files(found.like)  # before the weights are written
     groups += _constants(found.model, groups[0].dtype)
     config = {**found.config, "vocab_size": found.model.dims["vocab"]}
     for key in ("torch_dtype", "dtype"):
         if key in config or (key == "dtype" and "torch_dtype" not in config):
             config[key] = str(groups[0].dtype).removeprefix("torch.")
-    with new_folder(target, overwrite, folder) as hidden:
+    sources = [folder] if found.like is None else [folder, found.like]
+    with new_folder(target, overwrite, sources) as hidden:
         with progress(sum(sum(group.bytes) for group in groups), "export") as done:
             write_shards(hidden, groups, shard_bytes, done)
         if found.like is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +29,12 @@ KEPT = "hf"
 # Files of a Hugging Face folder that go with the weights: data, never code.
 SIDE_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
-    "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja",
+    "special_tokens_map.json", "processor_config.json", "preprocessor_config.json",
+    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja",
     "chat_template.json", "sentencepiece.bpe.model", "spiece.model", "tekken.json", "README.md", "LICENSE", "NOTICE",
 )  # fmt: skip
+# A tokenizer with several chat templates keeps all but the first in files here.
+_TEMPLATES = "additional_chat_templates"
 _SIDE_BYTES = 256 << 20
 # Megatron keeps an empty object beside these modules (the local spec beside the linear layers, Transformer
 # Engine's spec beside its own modules too) and asks for it when it loads.
@@ -95,7 +99,7 @@ def import_checkpoint(
     side_files(folder)
     chunks = [chunk for rule in source.model.rules for chunk in _chunks(source, rule)]
     total = sum(chunk.bytes for chunk in chunks)
-    with new_folder(target, overwrite, folder) as hidden:
+    with new_folder(target, overwrite, [folder]) as hidden:
         _check_space(hidden, total)
         with progress(total, "import") as done:
             write_checkpoint(hidden / "release", chunks, _objects(source.model, chunks[0].dtype), done)
@@ -116,23 +120,33 @@ def make_part(source: Source, rule: Rule, place: tuple[int, ...]) -> Tensor:
 def _chunks(source: Source, rule: Rule) -> list[Chunk]:
     model = source.model
     shape, axes = model.whole_shape(rule), model.axes(rule)
+    dtype = _dtype(source, rule)
     found = []
     for place in model.places(rule):
-        dtypes = {source.weights.entries[name].dtype for name in model.names(rule, place)}
-        if len(dtypes) > 1:
-            names = ", ".join(model.names(rule, place))
-            raise MooError(f"{names} become one tensor but differ in dtype", str(source.folder))
 
         def make(place: tuple[int, ...] = place) -> Tensor:
             return make_part(source, rule, place)
 
-        dtype = dtypes.pop()
         for key in (rule.megatron, rule.alias):
             if key is not None:
                 found.append(Chunk(key, (*axes, *shape), place, shape, dtype, make))
-    if len({chunk.dtype for chunk in found}) > 1:
-        raise MooError(f"layers of {rule.hf[0]} differ in dtype", str(source.folder))
     return found
+
+
+def _dtype(source: Source, rule: Rule) -> torch.dtype:
+    """The one dtype of all that becomes one tensor: the parts of a rule in every layer and expert."""
+    first: dict[torch.dtype, str] = {}
+    for place in source.model.places(rule):
+        for name in source.model.names(rule, place):
+            first.setdefault(source.weights.entries[name].dtype, name)
+    if len(first) > 1:
+        told = " and ".join(f"{name} is {str(kind).removeprefix('torch.')}" for kind, name in first.items())
+        raise MooError(
+            f"{told}, but Megatron keeps them in one tensor",
+            str(source.folder),
+            "save them in one dtype first",
+        )
+    return next(iter(first))
 
 
 def _objects(model: Model, dtype: torch.dtype) -> dict[str, Any]:
@@ -167,6 +181,7 @@ def copy_side_files(folder: Path, target: Path) -> list[str]:
     target.mkdir(parents=True, exist_ok=True)
     names = []
     for name in side_files(folder):
+        (target / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(folder / name, target / name)
         names.append(name)
     return names
@@ -176,10 +191,36 @@ def side_files(folder: Path) -> list[str]:
     """Names of the files that go with the weights.
 
     Raises:
-        MooError: for one that is no plain file of the folder.
+        MooError: for one that is no plain file of the folder, or too large for what it is.
     """
-    names = [name for name in SIDE_FILES if os.path.lexists(folder / name)]
-    return [name for name in names if regular_file(folder / name).stat().st_size <= _SIDE_BYTES]
+    names = [name for name in SIDE_FILES if os.path.lexists(folder / name)] + _templates(folder)
+    for name in names:
+        size = _plain(folder, name).stat().st_size
+        if size > _SIDE_BYTES:
+            raise MooError(
+                f"is {size:,} bytes, at most {_SIDE_BYTES:,} of it are copied",
+                str(folder / name),
+                "move it away, and copy it yourself afterwards",
+            )
+    return names
+
+
+def _templates(folder: Path) -> list[str]:
+    place = folder / _TEMPLATES
+    if not os.path.lexists(place):
+        return []
+    if not stat.S_ISDIR(place.lstat().st_mode):
+        raise MooError("is not a folder", str(place))
+    return [f"{_TEMPLATES}/{name}" for name in sorted(os.listdir(place)) if name.endswith(".jinja")]
+
+
+def _plain(folder: Path, name: str) -> Path:
+    path = folder / name
+    # A cache's link from a folder within its snapshot goes one step further up than `regular_file` looks.
+    linked = "/" in name and path.is_symlink() and path.resolve()
+    if linked and linked.is_file() and linked.parent == folder.resolve().parent.parent / "blobs":
+        return path
+    return regular_file(path)
 
 
 def _check_count(model: Model, weights: Any, folder: Path) -> None:
