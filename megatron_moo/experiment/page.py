@@ -267,11 +267,13 @@ def _tuning(planner: Planner) -> str:
             found = [_tuned_score(planner, row, lr, seed) for seed in TUNING_SEEDS]
             text = ", ".join(f"{value:.4f}" for value in found if value is not None)
             cells.append(f"**{text}**" if text and chosen is not None and chosen[0] == lr else text)
-        body.append([row.label, *cells])
+        if any(cells):
+            body.append([row.label, *cells])
     lines = [
         "## Tuning",
         "",
-        "Mean loss of the seen languages on the tuning windows, seed by seed; the pick in bold.",
+        "Mean loss of the seen languages on the tuning windows, seed by seed (of fixed weights: the best candidate's); "
+        "the pick in bold.",
         "",
     ]
     lines.append(table(["row", *(f"lr {lr:g}" for lr in LR_GRID)], body))
