@@ -44,6 +44,8 @@ MAY_CHANGE = (
     "tensor-model-parallel-size", "pipeline-model-parallel-size", "context-parallel-size",
     "expert-model-parallel-size", "expert-tensor-parallel-size", "sequence-parallel",
 )  # fmt: skip
+# Flags that are settled here, so that the model and the batch stay what they were.
+_SETTLED = ("moo-slots", "eval-global-batch-size", "make-vocab-size-divisible-by")
 
 
 @dataclass
@@ -134,6 +136,7 @@ def plan_run(recipe: Recipe, runs: Path, progress: Callable[[str], None]) -> Run
         "tensorboard-dir": str((run_dir / "tensorboard").resolve()),
         "save": str((run_dir / "checkpoints").resolve()),
     }
+    padded = _settle_vocabulary(values, args, before, corpus.vocab_size)
     values.setdefault("max-position-embeddings", args.seq_length)
     values.setdefault("load", values["save"])
     if values.get("async-save"):
@@ -147,7 +150,11 @@ def plan_run(recipe: Recipe, runs: Path, progress: Callable[[str], None]) -> Run
     _check_tokenizer(run_dir, corpus, before)
     check_owner(values, trusted=args.moo_trust_load)
     _claim(
-        run_dir, recipe, values, before, {"places": places, "law": law, "tokenizer": corpus.tokenizer_hash}
+        run_dir,
+        recipe,
+        values,
+        before,
+        {"places": places, "law": law, "tokenizer": corpus.tokenizer_hash, "vocabulary": padded},
     )
     how = f"{len(manifest.objectives)} objectives on {_counted(lanes, 'lane')} x {config.slots} slots; "
     how += f"{config.method} per {config.block}"
@@ -195,6 +202,36 @@ def _settle_batch(values: dict[str, Any], args: Any, before: dict[str, Any], one
     """The global batch: as asked, or that of the run that goes on, or one micro-batch per lane and slot."""
     values.setdefault("global-batch-size", before.get("flags", {}).get("global-batch-size", one_each))
     args.global_batch_size = int(values["global-batch-size"])
+
+
+def _settle_vocabulary(values: dict[str, Any], args: Any, before: dict[str, Any], size: int) -> int:
+    """The vocabulary that the model has, padding included: that of the run that goes on.
+
+    Megatron pads to a multiple of ``make-vocab-size-divisible-by`` x tensor-parallel size, and the padding takes part
+    in the loss: another size of it is another model.
+
+    Raises:
+        MooError: when the run's vocabulary does not divide into the tensor-parallel ranks.
+    """
+    flags, tp = before.get("flags", {}), int(args.tensor_model_parallel_size)
+    each = int(args.make_vocab_size_divisible_by)
+    padded = _padded(size, each * tp)
+    if before:
+        earlier = int(flags.get("tensor-model-parallel-size") or 1)
+        old = int(flags.get("make-vocab-size-divisible-by") or each) * earlier
+        padded = int(before.get("vocabulary") or _padded(int(flags.get("vocab-size") or size), old))
+        if padded % tp:
+            raise MooError(
+                f"the run's vocabulary of {padded} does not divide into {tp} ranks",
+                "--tensor-model-parallel-size",
+            )
+    if padded != _padded(size, each * tp):
+        values["make-vocab-size-divisible-by"] = padded // tp
+    return padded
+
+
+def _padded(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
 
 
 def _claimed(run_dir: Path) -> dict[str, Any]:
@@ -289,7 +326,7 @@ def _claim(
             key for key in {*mine, *flags} - set(MAY_CHANGE) if str(mine.get(key)) != str(flags.get(key))
         )
         # Other slots on another number of ranks are the same run while slots x lanes stays; else it is told.
-        keys = [key for key in keys if key not in ("moo-slots", "eval-global-batch-size")]
+        keys = [key for key in keys if key not in _SETTLED]
         if keys:
             told = ", ".join(f"{key} was {flags.get(key)!r} and is {mine.get(key)!r}" for key in keys[:3])
             raise MooError(

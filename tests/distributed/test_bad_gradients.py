@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 
+from megatron_moo.moo import METHODS
 from tests.distributed.assemble import errors
 from tests.distributed.case import Case
 from tests.distributed.matrix import OVERLAP, SEQUENCE
 from tests.distributed.ranks import layout_worker, reference_worker
 from tests.distributed.test_modes import STILL
+from tests.faults.record import record
 from tests.pool import RankPool
 
 CASES = (
@@ -23,6 +26,21 @@ CASES = (
     Case("two of four", dp=4, objectives=4, method="mgda", poison=(0, 3), flags=OVERLAP),
 )  # fmt: skip
 
+_TESTED = {case.method for case in CASES}
+# Every other method that training takes; those that weigh by losses have no single-process reference.
+_OTHERS = tuple(
+    name
+    for name, spec in METHODS.items()
+    if "cross" not in (*spec.needs, *spec.takes) and name not in _TESTED
+)
+BY_LOSSES = tuple(name for name in _OTHERS if "losses" in METHODS[name].needs)
+MORE = tuple(
+    Case(name, dp=2, slots=2, objectives=4, method="ema:cagrad" if name == "ema" else name, poison=(2,),
+         poison_with=value)
+    for name in _OTHERS if name not in BY_LOSSES
+    for value in (float("nan"), float("inf"), float("-inf"))
+)  # fmt: skip
+
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_update_is_the_one_without_it(pool: RankPool, case: Case) -> None:
@@ -30,9 +48,35 @@ def test_the_update_is_the_one_without_it(pool: RankPool, case: Case) -> None:
     reference = pool.run(reference_worker, 1, case)[0]
     assert max(errors(ranks, reference).values()) <= 1e-6
     assert ranks[0]["dropped"] == [k in case.poison for k in range(case.objectives)]
+    check_parameters(ranks, case)
+
+
+def check_parameters(ranks: list[dict[str, Any]], case: Case) -> None:
+    """Every parameter is finite, and the bad languages have weight 0 in every block."""
     for rank in ranks:
         assert all(torch.isfinite(value).all() for value in rank["params"].values())
         assert all(float(rank["weights"][-1][:, k].abs().max()) == 0.0 for k in case.poison)
+    record(10, f"{case.method}, {case.name}: the update is the one without the bad language", 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", MORE, ids=lambda case: f"{case.name}, {case.poison_with}")
+def test_the_update_is_the_one_without_it_for_every_other_method(pool: RankPool, case: Case) -> None:
+    test_the_update_is_the_one_without_it(pool, case)
+
+
+@pytest.mark.parametrize("method", BY_LOSSES)
+def test_methods_that_weigh_by_losses_leave_it_out_and_take_it_back(pool: RankPool, method: str) -> None:
+    """(A loss that is not finite: ``tests/unit/moo/test_bad_losses.py``.)"""
+    case = Case(method, dp=2, slots=2, objectives=4, method=method, poison=(2,), poison_until=2)
+    ranks = pool.run(layout_worker, 2, case, steps=4)
+    for rank in ranks:
+        assert all(torch.isfinite(value).all() for value in rank["params"].values())
+        assert all(torch.isfinite(weights).all() for weights in rank["weights"])
+        bad = [float(weights[:, 2].abs().max()) for weights in rank["weights"]]
+        assert bad[:2] == [0.0, 0.0] and min(bad[2:]) > 0
+        assert all(float(weights[:, k].abs().min()) > 0 for weights in rank["weights"] for k in (0, 1, 3))
+    record(10, f"{method}: the bad language is left out and comes back", 1)
 
 
 def test_nothing_moves_when_no_gradient_is_finite(pool: RankPool) -> None:
@@ -43,6 +87,7 @@ def test_nothing_moves_when_no_gradient_is_finite(pool: RankPool) -> None:
     for before, after in zip(start, bad, strict=True):
         assert all(torch.equal(value, after["params"][name]) for name, value in before["params"].items())
         assert all(torch.equal(a, b) for a, b in zip(before["adam"], after["adam"], strict=True))
+    record(10, "all languages bad: parameters and Adam's moments bit-identical on all ranks", 1)
 
 
 def test_ten_steps_in_a_row_stop_the_run(pool: RankPool) -> None:
@@ -52,6 +97,7 @@ def test_ten_steps_in_a_row_stop_the_run(pool: RankPool) -> None:
         AssertionError, match="the gradient of language1 was not finite for 10 steps in a row"
     ):
         pool.run(layout_worker, 2, case, steps=10)
+    record(10, "ten bad steps in a row end the run", 1)
 
 
 def test_between_solves_too(pool: RankPool) -> None:

@@ -97,10 +97,15 @@ class Tiny:
         return self.pool.run(plan_worker, 1, self.recipe, told, ranks)[0]
 
     def train(
-        self, argv: list[str], *breaks: tuple[Any, ...], ranks: int = 2, timeout: float = 90
+        self,
+        argv: list[str],
+        *breaks: tuple[Any, ...],
+        ranks: int = 2,
+        odd: Mapping[int, Sequence[str]] | None = None,
+        timeout: float = 90,
     ) -> list[int]:
-        """Exit status of each rank of a run."""
-        return self.pool.run(train_worker, ranks, argv, breaks, timeout=timeout)
+        """Exit status of each rank of a run (see :func:`train_worker`)."""
+        return self.pool.run(train_worker, ranks, argv, breaks, odd or {}, timeout=timeout)
 
     def run(self, name: str, *flags: str, ranks: int = 2) -> Path:
         """Plan and train; the run folder."""
