@@ -4,8 +4,8 @@ Let n_l be the tokens of language l. uniform 1; proportional n_l; temperature n_
 2020);
 UniMax (Chung et al. 2023): languages from small to large each get an equal part of what is left of the
 budget, but
-at most `epochs` passes; fixed: the manifest's weights alone. Under the other laws a language's weight
-multiplies.
+at most `epochs` passes, where equal means by weight; fixed: the manifest's weights alone. Under the other laws a
+language's weight multiplies.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def law_shares(
         largest = max(sizes.values())  # taken out: a power of a count may be beyond any float
         raw = {tag: (size / largest) ** (1.0 / spec.temperature) for tag, size in sizes.items()}
     elif spec.law == "unimax":
-        raw = unimax(sizes, _budget(spec, budget), spec.epochs)
+        # Weights enter here and not below: multiplied afterwards they would break the cap.
+        raw = unimax(sizes, _budget(spec, budget), spec.epochs, weights)
+        weights = {}
     else:
         raise MooError(f"unknown sampling law {spec.law!r}", todo=f"choose one of {', '.join(LAWS)}")
     weighted = {tag: value * weights.get(tag, 1.0) for tag, value in raw.items()}
@@ -58,15 +60,17 @@ def _budget(spec: SamplingSpec, budget: int | None) -> int:
     return chosen
 
 
-def unimax(sizes: Mapping[str, int], budget: float, epochs: float) -> dict[str, float]:
+def unimax(
+    sizes: Mapping[str, int], budget: float, epochs: float, weights: Mapping[str, float] | None = None
+) -> dict[str, float]:
     """Tokens per language by UniMax's algorithm; when every language hits its cap they sum to less than the
-    budget."""
-    left = float(budget)
+    budget. With weights what is left is shared in their proportion; no weight lifts the cap."""
+    heavy = {tag: (weights or {}).get(tag, 1.0) for tag in sizes}
+    left, weight = float(budget), sum(heavy.values())
     result: dict[str, float] = {}
-    order = sorted(sizes, key=lambda tag: (sizes[tag], tag))
-    for done, tag in enumerate(order):
-        result[tag] = min(left / (len(order) - done), sizes[tag] * epochs)
-        left -= result[tag]
+    for tag in sorted(sizes, key=lambda tag: (sizes[tag] / heavy[tag], tag)):
+        result[tag] = min(left * heavy[tag] / weight, sizes[tag] * epochs)
+        left, weight = left - result[tag], weight - heavy[tag]
     return {tag: result[tag] for tag in sizes}
 
 

@@ -58,3 +58,16 @@ def test_bad_input() -> None:
         law_shares(SamplingSpec("magic"), SIZES, ONES)
     with pytest.raises(MooError, match="UniMax needs"):
         law_shares(SamplingSpec("unimax"), SIZES, ONES)
+
+
+def test_weights_under_unimax_never_lift_the_cap() -> None:
+    sizes, weights = {"a": 1000, "b": 100, "c": 10}, {"a": 1.0, "b": 1.0, "c": 50.0}
+    for budget in (100, 500, 900, 5000):
+        given = unimax(sizes, budget, 2.0, weights)
+        assert sum(given.values()) <= budget * (1 + 1e-12)
+        assert all(given[tag] <= 2.0 * sizes[tag] for tag in sizes)
+        shares = law_shares(SamplingSpec("unimax", epochs=2.0, budget=budget), sizes, weights)
+        assert all(shares[tag] * sum(given.values()) <= 2.0 * sizes[tag] * (1 + 1e-12) for tag in sizes)
+    # Below every cap the weights decide.
+    assert unimax(sizes, 5.2, 2.0, weights) == pytest.approx({"a": 0.1, "b": 0.1, "c": 5.0})
+    assert unimax(sizes, 900, 2.0, dict.fromkeys(sizes, 7.0)) == pytest.approx(unimax(sizes, 900, 2.0))
