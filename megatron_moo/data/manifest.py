@@ -129,6 +129,17 @@ class Manifest:
         return found
 
 
+def manifest_notes(manifest: Manifest) -> list[str]:
+    """Warnings about validation: languages that have none, and those whose text is trained on too."""
+    seen = manifest.languages.values()
+    silent = [language.tag for language in seen if not language.valid]
+    every = [*seen, *manifest.unseen.values()]
+    trained = {path.resolve() for language in seen for path in language.train}
+    leaky = [one.tag for one in every if any(path.resolve() in trained for path in one.valid)]
+    notes = [f"without `valid`, not validated: {', '.join(silent)}"] if silent else []
+    return notes + ([f"validated on text that is trained on: {', '.join(leaky)}"] if leaky else [])
+
+
 def load_manifest(path: str | Path) -> Manifest:
     """Read and check a manifest.
 

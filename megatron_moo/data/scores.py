@@ -68,12 +68,16 @@ def _macro_and_worst(bits: Mapping[str, float], tags: Sequence[str]) -> tuple[An
     return sum(bits[tag] for tag in tags) / len(tags), worst
 
 
+_WATCHED = ("macro", "worst", "unseen")
+
+
 @dataclass
 class EarlyStopping:
     """Stop after ``patience`` validations without an improvement of more than ``least``.
 
     Args:
-        watch: ``macro``, ``worst``, or a language tag.
+        watch: ``macro``, ``worst``, ``unseen`` (``macro`` of the languages that are not trained on), or a
+            language tag.
         patience: validations without improvement that are allowed.
         least: improvement in bits per byte that counts.
         tags: when given, a ``watch`` that is none of them is refused at once.
@@ -87,8 +91,8 @@ class EarlyStopping:
     waited: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        if self.tags is not None and self.watch not in ("macro", "worst", *self.tags):
-            known = ", ".join(["macro", "worst", *self.tags])
+        if self.tags is not None and self.watch not in (*_WATCHED, *self.tags):
+            known = ", ".join([*_WATCHED, *self.tags])
             raise MooError(f"cannot watch {self.watch!r}", "--moo-early-stop", f"choose one of {known}")
         if self.patience < 1:
             raise MooError(f"{self.patience} validations", "--moo-patience", "give at least 1")
@@ -103,10 +107,17 @@ class EarlyStopping:
         return self.exhausted
 
     def value(self, scores: Scores) -> float:
-        """The watched number, in bits per byte."""
+        """The watched number, in bits per byte; MooError when the pass did not score it."""
         if self.watch == "macro":
             return scores.macro
-        return scores.bits_per_byte[scores.worst if self.watch == "worst" else self.watch]
+        if self.watch == "unseen":
+            value = scores.macro_unseen
+        else:
+            value = scores.bits_per_byte.get(scores.worst if self.watch == "worst" else self.watch)
+        if value is None:
+            what = f"no validation text for {self.watch!r}, which is watched"
+            raise MooError(what, "--moo-early-stop", "give it `valid` in the manifest, or watch another")
+        return value
 
     @property
     def exhausted(self) -> bool:

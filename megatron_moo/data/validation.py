@@ -16,7 +16,8 @@ class ValidationBatches:
 
     Every target token of every language is scored exactly once per pass over all ranks. Micro-batches are of
     one language;
-    missing rows, and the micro-batches that make all ranks equally long, have a loss mask of zero.
+    missing rows, and the micro-batches that make all ranks equally long, have a loss mask of zero. A language that
+    the corpus trains on and that has no validation text sits out.
 
     Args:
         sampler: of the valid split.
@@ -33,14 +34,21 @@ class ValidationBatches:
         dp_size: int = 1,
         micro_batch_size: int = 1,
     ) -> None:
-        if not tags:
-            raise MooError("no language to validate", todo="give valid: sources in the manifest")
         if not 0 <= dp_rank < dp_size:
             raise MooError(f"rank {dp_rank} of {dp_size} does not exist")
         self.sampler, self.tags, self.micro_batch_size = sampler, list(tags), micro_batch_size
+        entries = sampler.corpus.entries
+        present = [
+            (i, tag)
+            for i, tag in enumerate(tags)
+            if (tag, sampler.split) in entries or (tag, "train") not in entries
+        ]
+        if not present:
+            raise MooError("no language to validate", todo="give valid: sources in the manifest")
+        self._filler = present[0][0]
         plan = [
             (index, first)
-            for index, tag in enumerate(self.tags)
+            for index, tag in present
             for first in range(0, sampler.samples(tag), micro_batch_size)
         ]
         self._length = -(-len(plan) // dp_size)
@@ -56,7 +64,7 @@ class ValidationBatches:
                 yield self._batch(item)
 
     def _batch(self, item: tuple[int, int] | None) -> dict[str, Any]:
-        language, first = item or (0, self.sampler.samples(self.tags[0]))
+        language, first = item or (self._filler, self.sampler.samples(self.tags[self._filler]))
         tag = self.tags[language]
         count = min(self.micro_batch_size, self.sampler.samples(tag) - first)
         rows = [self.sampler.sample(tag, first + i) for i in range(count)]

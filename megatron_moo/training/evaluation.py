@@ -42,7 +42,8 @@ class Evaluation:
         stopping: EarlyStopping | None,
     ) -> None:
         self.seen, self.unseen, self.metrics, self.stopping = tuple(seen), tuple(unseen), metrics, stopping
-        self._bytes = {tag: corpus.stream(tag, "valid").bytes for tag in (*seen, *unseen)}
+        held = set(corpus.tags("valid"))  # the others sit out: they have places in the book, and no score
+        self._bytes = {tag: corpus.bytes(tag, "valid") if tag in held else 0 for tag in (*seen, *unseen)}
         self.book = LossBook(len(self._bytes))
         self._last = -1
 
@@ -58,8 +59,10 @@ class Evaluation:
             return False
         self._last = step
         nats, tokens = (dict(zip(self._bytes, column, strict=True)) for column in sums.T.tolist())
+        nats = {tag: value for tag, value in nats.items() if self._bytes[tag]}
         scores = score(nats, tokens, self._bytes, self.unseen)
-        self.metrics.event("valid", step=step, seen=self.seen, unseen=self.unseen, **_fields(scores))
+        seen = tuple(tag for tag in self.seen if tag in nats)
+        self.metrics.event("valid", step=step, seen=seen, unseen=self.unseen, **_fields(scores))
         self.metrics.scalars(_scalars(scores), step)
         if self.stopping is not None:
             self.stopping.update(scores)

@@ -17,6 +17,7 @@ from megatron_moo.data import (
     plan_shares,
     small_language_notes,
 )
+from megatron_moo.data.manifest import manifest_notes
 from megatron_moo.errors import MooError
 
 
@@ -49,7 +50,7 @@ class Feed:
         draws = (
             self.shares.positions if self.mixed else expected_positions(manifest, self.shares, self.schedule)
         )
-        self.notes = small_language_notes(manifest, self.sampler, draws, samples)
+        self.notes = manifest_notes(manifest) + small_language_notes(manifest, self.sampler, draws, samples)
         self.batches: LaneBatches | MixedBatches | None = None
         self._restored: Mapping[str, Any] | None = None
 
@@ -97,7 +98,14 @@ class Feed:
         return batches
 
     def valid(self, rank: int, ranks: int) -> ValidationBatches:
-        """This rank's part of a validation pass over all languages, seen and unseen."""
+        """This rank's part of a validation pass over all languages, seen and unseen, that have validation text.
+
+        Raises:
+            MooError: none of the languages that are trained on has any.
+        """
+        if not any(language.valid for language in self.manifest.languages.values()):
+            what = "no language that is trained on has `valid`"
+            raise MooError(what, str(self.manifest.path), "give at least one of them validation text")
         sampler = LanguageSampler(self.corpus, "valid", self._length, self._seed)
         tags = (*self.manifest.languages, *self.manifest.unseen)
         return ValidationBatches(sampler, tags, rank, ranks, self._rows[1])

@@ -122,3 +122,18 @@ def test_what_yaml_lets_through_is_one_error_with_its_line(
 ) -> None:
     with pytest.raises(MooError, match=words):
         _load(folder, GOOD.replace(old, new, 1))
+
+
+def test_what_is_not_validated_or_validated_on_trained_text_is_noted(folder: Path) -> None:
+    from megatron_moo.data.manifest import manifest_notes
+
+    assert manifest_notes(_load(folder, GOOD)) == [
+        "without `valid`, not validated: de, nl",
+        "validated on text that is trained on: en",
+    ]
+    clean = GOOD.replace("valid: [en.txt]", "valid: [fr.txt]").replace(
+        "fr: {valid: [fr.txt]", "fr: {valid: [./de.txt]"
+    )
+    assert manifest_notes(_load(folder, clean))[1:] == ["validated on text that is trained on: fr"]
+    alone = "tokenizer: byte\nlanguages:\n  en: {train: [en.txt], valid: [fr.txt]}\n"
+    assert manifest_notes(_load(folder, alone)) == []

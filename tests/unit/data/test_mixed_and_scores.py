@@ -103,3 +103,17 @@ def test_early_stopping_of_other_languages_counts_anew() -> None:
     same = EarlyStopping("macro", 2, tags=["a", "b"])
     same.load_state_dict(two.state_dict())
     assert (same.best, same.waited) == (2.0, 1)
+
+
+def test_early_stopping_on_the_unseen_languages_and_on_one_that_was_not_scored() -> None:
+    stopping = EarlyStopping("unseen", 1, tags=["en", "fy", "nl"])
+    for en, fy, stops in ((4.0, 4.0, False), (5.0, 3.0, False), (1.0, 3.5, True)):
+        bits = {"en": en, "fy": fy, "nl": fy}
+        ones = dict.fromkeys(bits, 1)
+        scores = score({tag: v * math.log(2) for tag, v in bits.items()}, ones, ones, unseen=["fy", "nl"])
+        assert stopping.value(scores) == pytest.approx(fy)
+        assert stopping.update(scores) == stops
+    seen_only = score({"en": 1.0}, {"en": 1}, {"en": 1})
+    for watch in ("unseen", "de"):
+        with pytest.raises(MooError, match=f"no validation text for '{watch}'"):
+            EarlyStopping(watch, tags=["en", "de"]).update(seen_only)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
-from megatron_moo.data import LanguageSampler, ValidationBatches
+from megatron_moo.data import LanguageSampler, ValidationBatches, build_corpus, load_manifest
 from megatron_moo.errors import MooError
 from tests.unit.data.conftest import MakeCorpus
 
@@ -44,3 +46,19 @@ def test_unknown_and_missing_languages_are_named(make_corpus: MakeCorpus) -> Non
         ValidationBatches(LanguageSampler(corpus, "valid", 8), ["en", "it"])
     with pytest.raises(MooError, match="no language to validate"):
         ValidationBatches(LanguageSampler(corpus, "valid", 8), [])
+
+
+def test_a_language_without_validation_text_sits_out(make_corpus: MakeCorpus, tmp_path: Path) -> None:
+    make_corpus({"de": 50, "en": 101, "nl": 60})
+    text = yaml.safe_load((tmp_path / "languages.yaml").read_text())
+    for tag in ("de", "nl"):
+        del text["languages"][tag]["valid"]
+    (tmp_path / "languages.yaml").write_text(yaml.safe_dump(text, sort_keys=False))
+    corpus = build_corpus(load_manifest(tmp_path / "languages.yaml"), tmp_path / "corpus")
+    sampler = LanguageSampler(corpus, "valid", 8)
+    ranks = [ValidationBatches(sampler, ["de", "en", "nl"], rank, 3, 4) for rank in range(3)]
+    batches = [batch for rank in ranks for batch in islice(iter(rank), len(rank))]
+    assert {batch["language"] for batch in batches} == {1}
+    assert sum(int(batch["loss_mask"].sum()) for batch in batches) == 101
+    with pytest.raises(MooError, match="no language to validate"):
+        ValidationBatches(sampler, ["de", "nl"])

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from megatron_moo.data import Manifest, build_corpus, load_manifest
+from megatron_moo.errors import MooError
 from megatron_moo.training.feed import Feed
 from megatron_moo.training.forward import loss_func
 from megatron_moo.training.metrics import LossBook
@@ -31,7 +32,7 @@ def _feed(folder: Path, tags: str, sampling: str, lanes: int, slots: int, **flag
     manifest = _manifest(folder, tags, sampling)
     args = Namespace(
         moo_mixed=False, moo_presence="present", seed=3, seq_length=16, train_iters=100, global_batch_size=24,
-        micro_batch_size=2,
+        micro_batch_size=2, moo_lane_group=1,
     )  # fmt: skip
     vars(args).update(flags)
     return Feed(args, manifest, build_corpus(manifest, folder / "corpus"), lanes, slots)
@@ -80,3 +81,45 @@ def test_rows_of_a_mixed_batch_are_booked_under_their_own_language() -> None:
     assert (float(total), int(tokens), report["lm loss"].tolist()) == (10.0, 6, [10.0, 6.0])
     loss_func(mask[:1], 1, book.add, losses[:1])
     assert book.take(torch.device("cpu")).tolist() == [[4.0, 1.0], [3.0, 2.0], [6.0, 5.0]]
+
+
+def test_the_manifest_of_the_data_page_can_be_trained(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import zstandard
+
+    from megatron_moo.training.evaluation import Evaluation
+
+    page = Path(__file__).resolve().parents[3] / "docs" / "data.md"
+    text = page.read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
+    line = b'{"text": "some words of text"}\n'
+    for name in ("en", "old"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "en" / "a.jsonl.zst").write_bytes(zstandard.compress(line * 9))
+    (tmp_path / "en-held-out.jsonl").write_bytes(line)
+    pq.write_table(pa.table({"text": ["ein Text"] * 9}), tmp_path / "de.parquet")
+    for tag in ("nl", "fy"):
+        (tmp_path / f"{tag}.txt").write_text(f"{tag} has words " * 9)
+    (tmp_path / "other.yaml").write_text("tokenizer: byte\nlanguages:\n  de: {train: [nl.txt]}\n")
+    built = build_corpus(load_manifest(tmp_path / "other.yaml"), tmp_path / "other").path
+    for end in (".bin", ".idx"):
+        (tmp_path / "old" / f"de_text_document{end}").write_bytes((built / f"de/train{end}").read_bytes())
+    (tmp_path / "languages.yaml").write_text(text)
+    manifest = load_manifest(tmp_path / "languages.yaml")
+    args = Namespace(
+        moo_mixed=False, moo_presence="present", seed=3, seq_length=16, train_iters=3, global_batch_size=4,
+        micro_batch_size=2, moo_lane_group=1,
+    )  # fmt: skip
+    corpus = build_corpus(manifest, tmp_path / "corpus")
+    feed = Feed(args, manifest, corpus, 1, 2)
+    assert feed.notes[0] == "without `valid`, not validated: de, nl"
+    assert next(feed.train(0, 1, 0, 0, 1))["tokens"].shape == (2, 16)
+    valid = feed.valid(0, 1)
+    found = {valid.tags[batch["language"]] for _, batch in zip(range(len(valid)), valid, strict=False)}
+    assert found == {"en", "fy"}
+    evaluation = Evaluation(corpus, tuple(manifest.languages), tuple(manifest.unseen), None, None)  # type: ignore[arg-type]
+    assert evaluation.book is not None
+    lone = load_manifest(tmp_path / "other.yaml")
+    silent = Feed(args, lone, build_corpus(lone, tmp_path / "other"), 1, 1)
+    with pytest.raises(MooError, match=r"no language that is trained on has `valid`"):
+        silent.valid(0, 1)
