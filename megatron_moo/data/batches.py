@@ -75,6 +75,7 @@ class LaneBatches:
         self._retired: dict[str, int] = {}
         self._streams = {tag: stream_identity(sampler, tag) for tag in self._tags}
         self._retired_streams: dict[str, Any] = {}
+        self.begun_anew = ""  # the line about languages whose text changed before a loaded state went on
         self._queue: deque[tuple[int, int, int]] = deque()
         self._after: tuple[dict[str, int], dict[str, int]] = (self._consumed, self._turns)
 
@@ -150,7 +151,7 @@ class LaneBatches:
         self._step = int(state["step"])
         found = restore(state, self._tags, self._streams, tell=self.lane == self.peer == 0)
         self._consumed, self._retired = found.consumed, found.retired
-        self._retired_streams = found.retired_streams
+        self._retired_streams, self.begun_anew = found.retired_streams, found.note
         if state.get("law") == self.law_fingerprint():
             self._law_began = int(state["law_began"])
             self._turns = {name: int(state["turns"][name]) for name in self.manifest.objectives}

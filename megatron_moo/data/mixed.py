@@ -58,6 +58,7 @@ class MixedBatches:
         self._retired: dict[str, int] = {}
         self._streams = {tag: stream_identity(sampler, tag) for tag in self._tags}
         self._retired_streams: dict[str, Any] = {}
+        self.begun_anew = ""  # the line about languages whose text changed before a loaded state went on
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """tokens, labels, loss_mask, position_ids [micro_batch_size, seq] and ``language`` int64
@@ -108,7 +109,7 @@ class MixedBatches:
         self._step = int(state["step"])
         found = restore(state, self._tags, self._streams, tell=self.rank == 0)
         self._consumed, self._retired = found.consumed, found.retired
-        self._retired_streams = found.retired_streams
+        self._retired_streams, self.begun_anew = found.retired_streams, found.note
         if state.get("law") == self._fingerprint():
             self._law_began = int(state["law_began"])
             before = state.get("before_law", {})

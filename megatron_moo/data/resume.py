@@ -30,12 +30,14 @@ class Restored:
         consumed: of the languages there are.
         retired, retired_streams: counters and identities of languages that were taken out.
         changed: languages whose counter began anew.
+        note: the line that says so, or nothing.
     """
 
     consumed: dict[str, int]
     retired: dict[str, int]
     retired_streams: dict[str, Any]
     changed: list[str] = field(default_factory=list)
+    note: str = ""
 
 
 def restore(
@@ -60,8 +62,10 @@ def restore(
             words = [text for key, text in _WORDS.items() if old.get(key) != streams[tag][key]]
             reasons.append(f"{tag} ({', '.join(words)})")
     found.retired_streams = before
-    if reasons and tell:
-        logger.warning(
-            "not the samples that the checkpoint counted, an epoch begins anew: %s", "; ".join(reasons)
+    if reasons:
+        found.note = (
+            f"not the samples that the checkpoint counted, an epoch begins anew: {'; '.join(reasons)}"
         )
+        if tell:
+            logger.warning("%s", found.note)
     return found

@@ -159,6 +159,8 @@ class TrainingRun:
         known = {"step": step, "train_iters": self.args.train_iters, **self.step.cost()}
         if step:
             self.metrics.event("resume", **known)
+            if self.feed.batches is not None and self.feed.batches.begun_anew:
+                self.metrics.warn(step, self.feed.batches.begun_anew)
             return
         self.metrics.event("start", **known, shares=self.feed.shares.tokens, notes=self.feed.notes)
         self._validate_untrained(schedule, kw)

@@ -53,6 +53,7 @@ def test_a_language_whose_text_changed_begins_its_epoch_anew(
     assert [r.getMessage() for r in caplog.records] == [
         "not the samples that the checkpoint counted, an epoch begins anew: en (another text)"
     ]
+    assert after.begun_anew == caplog.records[0].getMessage()
     assert after.drawn() == {"en": 0, "de": state["consumed"]["de"]}
     whole = {tuple(after.sampler.sample("en", i)["labels"].tolist()) for i in range(samples)}
     found = _drawn(after, 0, samples)
