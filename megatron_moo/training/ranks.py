@@ -85,7 +85,9 @@ def run_ranks(plan: RunPlan, ending: Ending, watch: Callable[[Callable[[], bool]
     """
     logs = _new_folder(plan.run_dir / "logs")
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={plan.world}",
+        sys.executable, "-m", "torch.distributed.run", "--standalone",
+        # All ranks are here; a machine's own name need not resolve (in a container it often does not).
+        "--local-addr=127.0.0.1", f"--nproc-per-node={plan.world}",
         "--redirects=3", f"--log-dir={logs}", "-m", "megatron_moo.training.main", *to_argv(plan.flags),
     ]  # fmt: skip
     environment = dict(os.environ, PYTHONUNBUFFERED="1")

@@ -103,3 +103,18 @@ def test_another_number_of_ranks_than_asked_for(three_languages: Path, tmp_path:
         assert task.returncode == 2
         expected = "megatron-moo: error: nproc: 2 ranks a machine were asked for, srun started 1 here"
         assert task.stderr.startswith(expected) and task.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving this machine another name needs root")
+@pytest.mark.timeout(200)
+def test_a_machine_whose_own_name_does_not_resolve(three_languages: Path, tmp_path: Path) -> None:
+    """As in a container that no engine wrote /etc/hosts for: torchrun's ranks looked for it and waited for ever."""
+    script = 'hostname "no-such-name-$$"; exec "$@"'
+    done = subprocess.run(
+        ["unshare", "--uts", "sh", "-c", script, "sh", sys.executable, *TRAIN, "--run-dir", "run"],
+        cwd=tmp_path, env=clean(), capture_output=True, text=True, timeout=150, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"2 ranks on no-such-name-\d+, started from here, CPU; local layer spec", done.stdout)
+    assert sorted(losses_of(tmp_path / "run")) == [1, 2]
