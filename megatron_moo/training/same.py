@@ -95,7 +95,7 @@ def _plain(value: Any) -> bool:
 
 def _text(value: Any) -> str:
     text = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return text if len(text) <= 60 else _short(text[:40], text)
+    return (text or "nothing") if len(text) <= 60 else _short(text[:40], text)
 
 
 def _short(words: str, *content: str) -> str:

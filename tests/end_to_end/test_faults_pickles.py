@@ -67,7 +67,7 @@ def commands(run: Path, out: Path, hf: Path) -> list[list[str]]:
 
 
 # What the first of them says to each bait: a file that it has to read is refused, one that it need not is left alone.
-EXPORT = {".metadata": 2, "common.pt": 0, "shard": 2, ".pt": 0, ".npy": 0}
+EXPORT = {".metadata": 2, "common.pt": 2, "shard": 2, ".pt": 0, ".npy": 0}
 
 
 @pytest.mark.parametrize("kind", EXPORT)
