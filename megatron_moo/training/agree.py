@@ -7,6 +7,7 @@ settings is named before any of them trains.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -79,7 +80,8 @@ def plan_together(
             raise MooError(
                 "rank 0 ended before it had a plan", f"rank {where.rank}", "see rank 0's log"
             ) from None
-        store.add(_TAKEN, 1)
+        with contextlib.suppress(dist.DistError):  # rank 0 may leave as soon as it has counted
+            store.add(_TAKEN, 1)
         if told is None:
             raise Refused
         plan = told["plan"]
@@ -91,12 +93,19 @@ def plan_together(
         _refuse(store, where.world - 1)
         raise
     store.set("plan", json.dumps({"plan": asdict(plan), "done": done}, default=str))
+    if done is not None:
+        _until_heard(store, where.world - 1)  # this rank is about to leave, and the store with it
     return plan, done
 
 
 def _refuse(store: Any, others: int) -> None:
-    """Tell the others to leave, and keep the store until they heard it."""
+    """Tell the others to leave."""
     store.set("plan", "null")
+    _until_heard(store, others)
+
+
+def _until_heard(store: Any, others: int) -> None:
+    """Keep the store until the others have read the plan."""
     deadline = time.monotonic() + _HEARD_S
     while store.add(_TAKEN, 0) < others and time.monotonic() < deadline:
         time.sleep(0.05)

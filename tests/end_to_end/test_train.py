@@ -113,7 +113,7 @@ BAD: tuple[tuple[tuple[str, ...], str], ...] = (
     (("--moo-mixed",), "--moo-mixed: cagrad needs one language per micro-batch; use --moo-method mean"),
     (
         ("--moo-early-stop", "de"),
-        "--moo-early-stop: cannot watch 'de'; choose one of macro, worst, el, ko, tr, nl",
+        "--moo-early-stop: cannot watch 'de'; choose one of macro, worst, unseen, el, ko, tr, nl",
     ),
 )
 
