@@ -116,6 +116,7 @@ class Watchdog:
         silence = Silence(self._tick)
         try:
             store = self._store()
+            self._say(store, DOING.line())
             while not self._ended.wait(self._tick):
                 self._say(store, DOING.line())
                 said = self._listen(store)
@@ -133,10 +134,13 @@ class Watchdog:
         store.set(f"{_PREFIX}/{self._rank}", json.dumps([self._count, words]))
 
     def _listen(self, store: Any) -> dict[int, str]:
-        keys = [f"{_PREFIX}/{rank}" for rank in range(self._world)]
-        if not store.check(keys):
-            return {}  # not all of them have begun
-        return {rank: text.decode() for rank, text in enumerate(store.multi_get(keys)) if rank != self._rank}
+        """What every other rank said last; nothing where a rank was stopped before its first word."""
+        keys = {rank: f"{_PREFIX}/{rank}" for rank in range(self._world) if rank != self._rank}
+        if store.check(list(keys.values())):
+            return dict(
+                zip(keys, (text.decode() for text in store.multi_get(list(keys.values()))), strict=True)
+            )
+        return {rank: store.get(key).decode() if store.check([key]) else "" for rank, key in keys.items()}
 
     def _watch_store(self) -> None:
         """The store of a stopped process accepts words and never answers."""

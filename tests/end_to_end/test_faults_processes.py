@@ -106,7 +106,7 @@ def test_the_launcher_is_asked_to_end(tiny: Tiny) -> None:
 def test_a_stopped_rank_is_named(tiny: Tiny) -> None:
     run = tiny.folder / "stopped"
     with Launched(tiny.recipe, run, "--train-iters", "100000", "--moo-timeout", "5", grace_s=1) as launched:
-        launched.wait_for_step(3)
+        launched.wait_for_step(100)  # a rank says where it is every half second
         pids = [launched.rank(0), launched.rank(1)]
         os.kill(pids[1], signal.SIGSTOP)
         seconds = launched.wait_until(lambda: gone(pids[0]), "end of the other rank", 60)
