@@ -62,12 +62,7 @@ def plain_model(args: Any, rows: int, where: str) -> tuple[Model, dict[str, Any]
         }  # fmt: skip
     template = {key: value for key, value in template.items() if value is not None or key.endswith("_id")}
     model = family.read(Config(template, where))
-    told = [
-        text
-        for text in differences(model, args)
-        if not text.startswith(("group_query", "num_query", "kv_channels"))
-    ]
-    if told:
+    if told := differences(model, args):
         raise MooError(f"is no {name}: {told[0]}", where)
     return model, template
 

@@ -100,7 +100,7 @@ def differences(model: Model, args: Any) -> list[str]:
             "spec",
         ):
             continue
-        found = getattr(args, name, None)
+        found = _held(args, name)
         if _plain(found) != _plain(value):
             told.append(f"{name} is {found!r} in the checkpoint and {value!r} in the config")
     if model.flags.get("untie-embeddings-and-output-weights", False) != bool(
@@ -111,6 +111,18 @@ def differences(model: Model, args: Any) -> list[str]:
         if name not in to_attributes(all_flags(model)) and getattr(args, name, None) not in (None, False):
             told.append(f"{name} is {getattr(args, name)!r} in the checkpoint and not in the config")
     return told
+
+
+def _held(args: Any, name: str) -> Any:
+    """An argument as our flags put it: attention without groups is one group a head, of the heads' own width."""
+    found = getattr(args, name, None)
+    if name == "group_query_attention":
+        return True
+    if name == "num_query_groups" and not getattr(args, "group_query_attention", False):
+        return args.num_attention_heads
+    if name == "kv_channels" and found is None:
+        return args.hidden_size // args.num_attention_heads
+    return found
 
 
 def _plain(value: Any) -> Any:
