@@ -49,13 +49,20 @@ def _add_compare(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "compare",
         help="runs over paired seeds",
-        description="Mean differences with bootstrap intervals over runs paired by seed, from their last validation.",
+        description="Mean differences with bootstrap intervals over runs paired by seed, from their last validation; "
+        "prints a table and writes one self-contained page.",
         allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or names under runs/")
     parser.add_argument("--reference", metavar="NAME", help="a run of the reference (default: the first)")
     parser.add_argument("--allow-unequal", action="store_true", help="compare although tokens or data differ")
     parser.add_argument("--out", type=Path, help="also write the differences here as JSON")
+    parser.add_argument(
+        "--page",
+        type=Path,
+        metavar="FILE",
+        help="where the page goes (default: compare-RUN-OTHER.html beside the reference's first run)",
+    )
     parser.set_defaults(func=_compare)
 
 
@@ -103,11 +110,10 @@ def _eval(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
     from rich.console import Console
 
     from megatron_moo.evaluate.compare import compare, read_run
+    from megatron_moo.evaluate.compare_page import write_comparison
     from megatron_moo.evaluate.show import show_comparison
     from megatron_moo.report.cli import find_run
 
@@ -115,6 +121,8 @@ def _compare(args: argparse.Namespace) -> int:
     reference = None if args.reference is None else find_run(args.reference).name
     found = compare(runs, reference, args.allow_unequal)
     if args.out:
-        args.out.write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
-    show_comparison(Console(highlight=False, soft_wrap=True), found)
+        args.out.write_text(json.dumps(found.as_json(), indent=1) + "\n", encoding="utf-8")
+    console = Console(highlight=False, soft_wrap=True)
+    show_comparison(console, found)
+    console.print(f"megatron-moo: {write_comparison(found, args.page)}", markup=False)
     return 0

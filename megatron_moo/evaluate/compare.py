@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ _PLACES = (
     "save-interval", "exit-interval", "eval-iters", "eval-global-batch-size", "eval-micro-batch-size", "name", "nproc",
 )  # fmt: skip
 DRAWS = 10_000
+FEW = 6  # pairs; with fewer a bootstrap interval says little
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Run:
         bits: bits per byte per language at the last validation.
         tokens: trained on, all languages together.
         data: what identifies its data: the corpus's fingerprint, or the manifest's path where the corpus is gone.
+        versions: of the packages that it ran with, by name.
     """
 
     name: str
@@ -41,17 +44,23 @@ class Run:
     step: int
     tokens: int
     data: str
+    folder: Path = Path()
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Method minus reference over pairs: ``base`` is the reference's mean, below 0 the method is better."""
+    """Method minus reference over pairs: ``base`` is the reference's mean, below 0 the method is better.
+
+    ``each`` holds the pairs' own differences in the order of their seeds.
+    """
 
     base: float
     mean: float
     low: float
     high: float
     pairs: int
+    each: tuple[float, ...] = ()
 
 
 @dataclass
@@ -61,6 +70,19 @@ class Comparison:
     reference: str
     differences: dict[str, dict[str, Difference]]
     notes: list[str] = field(default_factory=list)
+    groups: dict[str, list[Run]] = field(default_factory=dict)  # the reference first
+
+    def as_json(self) -> dict[str, Any]:
+        """Reference, runs of every group, differences and notes, for a file."""
+        return {
+            "reference": self.reference,
+            "runs": {name: [run.name for run in group] for name, group in self.groups.items()},
+            "differences": {
+                name: {what: asdict(item) for what, item in rows.items()}
+                for name, rows in self.differences.items()
+            },
+            "notes": self.notes,
+        }
 
 
 def read_run(folder: Path) -> Run:
@@ -71,8 +93,9 @@ def read_run(folder: Path) -> Run:
     """
     metrics = read_metrics(folder)
     try:
-        flags = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))["flags"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+        flags = dict(recipe["flags"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         raise MooError(
             "has no readable recipe.yaml", str(folder), "give folders of megatron-moo train"
         ) from None
@@ -83,8 +106,13 @@ def read_run(folder: Path) -> Run:
     kept = {key: value for key, value in flags.items() if key not in _PLACES}
     return Run(
         folder.name, int(flags.get("seed", 1234)), kept, dict(last.bits_per_byte), tuple(last.seen),
-        tuple(last.unseen), last.step, tokens, _data(flags),
+        tuple(last.unseen), last.step, tokens, _data(flags), folder, _versions(recipe),
     )  # fmt: skip
+
+
+def _versions(recipe: Mapping[str, Any]) -> dict[str, str]:
+    told = recipe.get("versions")
+    return {str(name): str(value) for name, value in told.items()} if isinstance(told, Mapping) else {}
 
 
 def _data(flags: Mapping[str, Any]) -> str:
@@ -129,17 +157,60 @@ def compare(
     if base is None:
         raise MooError(f"{reference!r} is none of the runs", "--reference")
     names = _names(groups)
-    found = Comparison(names[id(base)], {}, notes)
-    for group in groups:
-        if group is not base:
-            found.differences[names[id(group)]] = _differences(group, base, seed)
+    groups.sort(key=lambda group: group is not base)
+    found = Comparison(
+        names[id(base)], {}, [*notes, *_hidden(runs)], {names[id(group)]: group for group in groups}
+    )
+    for group in groups[1:]:
+        found.differences[names[id(group)]] = _differences(group, base, seed)
+        found.notes += _left_out(group, base, names[id(group)])
+    fewest = min(next(iter(rows.values())).pairs for rows in found.differences.values() if rows)
+    if fewest < FEW:
+        found.notes.append(
+            f"{fewest} pair{'s' * (fewest != 1)} by seed: intervals from so few are too narrow, and no difference "
+            "is shown by them"
+        )
     return found
 
 
-def _unequal(runs: Sequence[Run], allowed: bool) -> list[str]:
+def _hidden(runs: Sequence[Run]) -> list[str]:
+    """What runs of equal tokens and data may still differ in."""
     notes = []
-    for what, values in (("tokens", {run.tokens for run in runs}), ("data", {run.data for run in runs})):
-        if len(values) > 1:
+    if len({tuple(sorted(run.versions.items())) for run in runs}) > 1:
+        notes.append("the runs were made with different versions of their packages")
+    if len({run.step for run in runs}) > 1:
+        each = ", ".join(f"{run.name} {run.step}" for run in runs)
+        notes.append(f"the last validations stand at different steps: {each}")
+    return notes
+
+
+def _left_out(group: Sequence[Run], base: Sequence[Run], name: str) -> list[str]:
+    """Runs without a partner, and languages that not every run measured."""
+    notes = []
+    ours, theirs = ({run.seed for run in part} for part in (group, base))
+    alone = [run.name for run in group if run.seed not in theirs]
+    alone += [run.name for run in base if run.seed not in ours]
+    if alone:
+        notes.append(f"{name}: without a partner of the same seed and left out: {', '.join(alone)}")
+    every = [run for run in (*group, *base) if run.seed in ours & theirs]
+    tags = dict.fromkeys(tag for run in every for tag in (*run.seen, *run.unseen))
+    lost = [tag for tag in tags if any(not math.isfinite(run.bits.get(tag, math.nan)) for run in every)]
+    if lost:
+        notes.append(f"{name}: not measured or not finite in every run, and left out: {', '.join(lost)}")
+    return notes
+
+
+def _unequal(runs: Sequence[Run], allowed: bool) -> list[str]:
+    """Notes about unequal tokens within a seed (seeds draw other samples, so tokens differ between them) and data."""
+    seeds: dict[int, set[int]] = {}
+    for run in runs:
+        seeds.setdefault(run.seed, set()).add(run.tokens)
+    notes = []
+    for what, unequal in (
+        ("tokens", any(len(tokens) > 1 for tokens in seeds.values())),
+        ("data", len({run.data for run in runs}) > 1),
+    ):
+        if unequal:
             each = ", ".join(
                 f"{run.name} {run.tokens if what == 'tokens' else run.data[:12]}" for run in runs
             )
@@ -155,11 +226,14 @@ def _names(groups: Sequence[Sequence[Run]]) -> dict[int, str]:
     """What tells the groups apart: the flags in which they differ, or the first run's name."""
     keys = {key for group in groups for key in group[0].flags}
     differ = sorted(key for key in keys if len({repr(g[0].flags.get(key)) for g in groups}) > 1)
-    found = {}
+    found: dict[int, str] = {}
     for group in groups:
         parts = [f"{key} {_value(group[0].flags[key])}" for key in differ if key in group[0].flags]
         name = ", ".join(parts)
-        found[id(group)] = name if name and len(name) <= 80 else group[0].name
+        name = name if name and len(name) <= 80 else group[0].name
+        while name in found.values():  # folders of one name, or a flag that only the other has
+            name += "'"
+        found[id(group)] = name
     return found
 
 
@@ -169,10 +243,21 @@ def _value(value: Any) -> str:
 
 def _differences(group: Sequence[Run], base: Sequence[Run], seed: int) -> dict[str, Difference]:
     pairs = [(run, other) for run in group for other in base if run.seed == other.seed]
+    pairs.sort(key=lambda pair: pair[0].seed)
     if not pairs:
         raise MooError("no seed in common", f"{group[0].name}, {base[0].name}", "pair runs by --seed")
     first = pairs[0][1]
-    wanted = [tag for tag in (*first.seen, *first.unseen) if all(tag in r.bits for p in pairs for r in p)]
+    wanted = [
+        tag
+        for tag in (*first.seen, *first.unseen)
+        if all(math.isfinite(run.bits.get(tag, math.nan)) for pair in pairs for run in pair)
+    ]
+    if not wanted:
+        raise MooError(
+            "no language was measured by all runs",
+            f"{group[0].name}, {base[0].name}",
+            "validate the same languages",
+        )
     rows = {tag: [(a.bits[tag], b.bits[tag]) for a, b in pairs] for tag in wanted}
     for what, tags in (("seen", first.seen), ("unseen", first.unseen)):
         tags = tuple(tag for tag in tags if tag in rows)
@@ -193,4 +278,5 @@ def _difference(values: Sequence[tuple[float, float]], seed: int) -> Difference:
     d = both[:, 0] - both[:, 1]
     means = d[np.random.default_rng(seed).integers(0, len(d), (DRAWS, len(d)))].mean(1)
     low, high = np.quantile(means, [0.025, 0.975])
-    return Difference(float(both[:, 1].mean()), float(d.mean()), float(low), float(high), len(d))
+    each = tuple(float(one) for one in d)
+    return Difference(float(both[:, 1].mean()), float(d.mean()), float(low), float(high), len(d), each)

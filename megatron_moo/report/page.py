@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from markupsafe import Markup
-
-from megatron_moo import __version__
 from megatron_moo.errors import MooError
 from megatron_moo.report import units
-from megatron_moo.report.charts import palette
+from megatron_moo.report.html import Tile, fill, put
 from megatron_moo.report.metrics import METRICS_FILE, RunMetrics, read_metrics, stopped_line
 from megatron_moo.report.sections import SECTIONS, Room
 from megatron_moo.report.sections.cosine import mean_cosine
 from megatron_moo.report.summary import Change, RunSummary, summarize
 from megatron_moo.report.table import REPORT_FILE
 
-TEMPLATES = Path(__file__).parent / "templates"
 RECIPE_FILE = "recipe.yaml"
 MOST_STEPS_NAMED = 8
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A headline number."""
-
-    title: str
-    value: str
-    detail: str
 
 
 def write_report(run_dir: Path) -> Path:
@@ -41,12 +26,7 @@ def write_report(run_dir: Path) -> Path:
     Raises:
         MooError: the run has no metrics, or none of a training step yet.
     """
-    page = render(run_dir)
-    path = run_dir / REPORT_FILE
-    draft = path.with_suffix(".html.part")
-    draft.write_text(page, encoding="utf-8")
-    os.replace(draft, path)  # whoever opens the page never sees half of it
-    return path
+    return put(run_dir / REPORT_FILE, render(run_dir))
 
 
 def render(run_dir: Path) -> str:
@@ -55,38 +35,22 @@ def render(run_dir: Path) -> str:
     Raises:
         MooError: the run has no metrics, or none of a training step yet.
     """
-    import jinja2
-
     metrics = read_metrics(run_dir)
     if not metrics.steps:
         todo = "wait for the first step"
         raise MooError(f"{METRICS_FILE} has no training step yet", where=str(run_dir), todo=todo)
     room = Room(metrics, summarize(metrics))
-    loader = jinja2.FileSystemLoader(TEMPLATES)
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.get_template("page.html.j2").render(
+    return fill(
+        "page.html.j2",
+        kind="run report",
         name=run_dir.resolve().name,
-        style=_style(),
-        script=Markup(_template("page.js")),
         state=state(metrics),
         facts=list(_facts(room)),
         tiles=list(_tiles(room)),
         warnings=list(warnings(metrics)),
         sections=[section(room) for section in SECTIONS],
         recipe=_recipe(run_dir),
-        version=__version__,
     )
-
-
-def _template(name: str) -> str:
-    return (TEMPLATES / name).read_text(encoding="utf-8")
-
-
-def _style() -> Markup:
-    """The style sheet with the colours of both schemes; it is our own text, so it goes in unescaped."""
-    light, dark = palette.variables(dark=False), palette.variables(dark=True)
-    sheet = _template("page.css").replace("/*light*/", light).replace("/*dark*/", dark)
-    return Markup(sheet + palette.rules())
 
 
 def _recipe(run_dir: Path) -> str | None:

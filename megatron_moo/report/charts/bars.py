@@ -97,6 +97,32 @@ def small_multiples(
     )
 
 
+def panels(spec: Figure, x: Array, named: Sequence[tuple[str, Sequence[Series]]]) -> Markup:
+    """One small chart for each name, several lines in each, all on the same axes."""
+    parts = [p for _, lines in named for s in lines for p in (s.values, s.low, s.high) if p is not None]
+    if not parts or not any(np.isfinite(part).any() for part in parts):
+        return frame.missing(spec, "Not measured in these runs.")
+    y, across = linear(np.concatenate(parts), wanted=3), steps(x)
+    cells = []
+    for name, lines in named:
+        drawn = Markup("").join(
+            Markup('<path class="ln {}" d="{}"/>').format(s.classes, path(across.share(x), y.share(s.values)))
+            for s in lines
+        )
+        cells.append(
+            Markup(
+                '<div class="mini" data-n="{0}"><span title="{0}">{0}</span>'
+                '<svg viewBox="0 0 {1} {1}" preserveAspectRatio="none" aria-hidden="true">{2}</svg></div>'
+            ).format(name, UNITS, drawn)
+        )
+    ends = Markup('<p class="axis">Every panel: {} to {}, steps {:,.0f} to {:,.0f}.</p>').format(
+        tick_text(round(y.low, 3)), tick_text(round(y.high, 3)), across.low, across.high
+    )
+    body = Markup('<div class="minis">{}</div>').format(Markup("").join(cells))
+    named_lines = ((s.name, s.classes) for _, lines in named for s in lines)
+    return frame.figure(spec, frame.keys(named_lines) + body, after=ends)
+
+
 def _cut(values: Array) -> tuple[float, float]:
     """Where to cut a few peaks so that they do not flatten every panel, and the highest peak."""
     finite = values[np.isfinite(values)]

@@ -29,6 +29,7 @@ class Figure:
     note: str = ""
     height: int = 300  # pixels
     wide: bool = False
+    axis: str = "step"  # what the horizontal axis counts
 
 
 def figure(spec: Figure, body: Markup, data: Any = None, after: Markup | str = "") -> Markup:
@@ -90,6 +91,20 @@ def x_ticks(scale: Scale) -> Markup:
         )
         for tick in scale.ticks
     )
+
+
+def keys(named: Iterable[tuple[str, str]]) -> Markup:
+    """What each colour stands for: (name, classes), each name once."""
+    spans = Markup("").join(
+        Markup('<span data-n="{0}" title="{0}"><i class="dot {1}"></i>{0}</span>').format(name, classes)
+        for name, classes in dict(named).items()
+    )
+    return Markup('<div class="keys">{}</div>').format(spans)
+
+
+def x_axis(scale: Scale, name: str) -> Markup:
+    """Labels under a plot and the axis's name, which tooltips use too."""
+    return Markup('<div class="xs" data-axis="{}">{}</div>').format(name, x_ticks(scale))
 
 
 def grid(scale: Scale) -> Markup:

@@ -131,7 +131,7 @@ def heat_map(
         min(24, max(map(len, rows)) + 1),
         _head(columns),
         _row_names(rows, spec.height),
-        _area(svg, columns),
+        _area(svg, columns, spec.axis),
     )
     data = {
         "rows": list(rows),
@@ -192,11 +192,9 @@ def _row_names(rows: tuple[str, ...], height: int) -> Markup:
     )
 
 
-def _area(svg: Markup, columns: Axis) -> Markup:
-    ticks = frame.x_ticks(columns.scale) if columns.scale else Markup("")
-    return Markup('<div class="area">{}</div>{}').format(
-        svg, Markup('<div class="xs">{}</div>').format(ticks) if columns.scale else ""
-    )
+def _area(svg: Markup, columns: Axis, axis: str) -> Markup:
+    ticks = frame.x_axis(columns.scale, axis) if columns.scale else Markup("")
+    return Markup('<div class="area">{}</div>{}').format(svg, ticks)
 
 
 def _steps(columns: Axis, count: int) -> list[float | None]:
@@ -210,7 +208,7 @@ def _slider(frames: Sequence[Frame]) -> Markup:
     if len(frames) < 2:
         return Markup("")
     return Markup(
-        '<label class="slider"><input type="range" min="0" max="{}" value="0" step="1" aria-label="step">'
+        '<label class="slider"><input type="range" min="0" max="{}" value="0" step="1" aria-label="which matrix">'
         "<output>{}</output></label>"
     ).format(len(frames) - 1, frames[0].name)
 

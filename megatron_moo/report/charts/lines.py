@@ -71,7 +71,7 @@ def line_chart(
         "d": [x_scale.low, x_scale.high],
         "s": [_data(line, y_scale, digits) for line in series],
     }
-    return frame.figure(spec, plot_body(spec.height, x_scale, y_scale, svg + marks, side), data)
+    return frame.figure(spec, plot_body(spec, x_scale, y_scale, svg + marks, side), data)
 
 
 def stack_chart(spec: Figure, x: Array, series: Sequence[Series]) -> Markup:
@@ -95,15 +95,14 @@ def stack_chart(spec: Figure, x: Array, series: Sequence[Series]) -> Markup:
         "s": [{"n": s.name, "c": s.classes, "v": frame.numbers(s.values)} for s in series],
     }
     side = frame.direct_labels(labels, spec.height)
-    return frame.figure(spec, plot_body(spec.height, x_scale, y_scale, body, side), data)
+    return frame.figure(spec, plot_body(spec, x_scale, y_scale, body, side), data)
 
 
-def plot_body(height: int, x: Scale, y: Scale, inside: Markup, labels: Markup) -> Markup:
+def plot_body(spec: Figure, x: Scale, y: Scale, inside: Markup, labels: Markup) -> Markup:
     """The plotting area with its ticks and labels."""
     return Markup(
-        '<div class="plot" style="--h:{}px"><div class="ys">{}</div><div class="area">{}</div>{}'
-        '<div class="xs">{}</div></div>'
-    ).format(height, frame.y_ticks(y), inside, labels, frame.x_ticks(x))
+        '<div class="plot" style="--h:{}px"><div class="ys">{}</div><div class="area">{}</div>{}{}</div>'
+    ).format(spec.height, frame.y_ticks(y), inside, labels, frame.x_axis(x, spec.axis))
 
 
 def path(x: Array, y: Array) -> str:

@@ -68,6 +68,10 @@
     list.forEach(function (one, i) { if (Math.abs(one - value) < Math.abs(list[best] - value)) best = i; });
     return best;
   }
+  function axis(figure) {
+    var ticks = figure.querySelector(".xs");
+    return (ticks && ticks.dataset.axis || "step") + " ";
+  }
   function lines(figure, area, data) {
     var rule = element("div", undefined, "rule");
     rule.hidden = true;
@@ -87,7 +91,7 @@
         found = found.slice(0, 12).sort(function (a, b) { return b.v[i] - a.v[i]; });
         if (pinned === null && event.pointerType === "mouse" && data.s.length > 2) single(closest);
       }
-      showTip(event, "step " + write(Math.round(data.x[i] * 10) / 10), found.map(function (s) {
+      showTip(event, axis(figure) + write(Math.round(data.x[i] * 10) / 10), found.map(function (s) {
         var cells = [s.n, write(s.v[i])];
         if (s.lo) cells.push(write(s.lo[i]) + " … " + write(s.hi[i]));
         return { cells: cells, one: !stacked && data.s.length > 2 && s.n === closest };
@@ -119,16 +123,25 @@
       mark.style.top = 100 * row / height + "%";
       mark.style.width = 100 / count + "%";
       mark.style.height = 100 / height + "%";
-      var other = data.cols.length ? data.cols[column] : "step " + write(Math.round(data.x[column]));
+      var other = data.cols.length ? data.cols[column] : axis(figure) + write(Math.round(data.x[column]));
       showTip(event, data.rows[row] + " · " + other, [{ cells: [data.unit, write(values[row][column])] }]);
     });
     area.addEventListener("pointerleave", function () { mark.hidden = true; hideTip(); });
+  }
+  function forest(figure, area, data) {
+    area.addEventListener("pointermove", function (event) {
+      var box = area.getBoundingClientRect(), rows = data.forest;
+      var at = Math.floor((event.clientY - box.top) / box.height * rows.length);
+      var row = rows[Math.max(0, Math.min(rows.length - 1, at))];
+      showTip(event, row.n, row.s.map(function (point) { return { cells: point }; }));
+    });
+    area.addEventListener("pointerleave", hideTip);
   }
   document.querySelectorAll(".fig").forEach(function (figure) {
     var source = figure.querySelector('script[type="application/json"]'), area = figure.querySelector(".area");
     if (!source || !area) return;
     var data = JSON.parse(source.textContent);
-    (data.frames ? heat : lines)(figure, area, data);
+    (data.forest ? forest : data.frames ? heat : lines)(figure, area, data);
   });
 
   document.querySelectorAll("table.sortable").forEach(function (table) {

@@ -80,6 +80,13 @@ def test_unequal_tokens_and_data_are_refused_or_said(tmp_path: Path) -> None:
     bits = {"en": 1.0, "ko": 1.0, "vi": 1.0}
     a = read_run(_write(tmp_path / "a", 1, bits, 100, **{"moo-method": "mean"}))
     b = read_run(_write(tmp_path / "b", 1, bits, 101, **{"moo-method": "cagrad"}))
+    other = [
+        read_run(_write(tmp_path / f"o{m}", 2, bits, 105, **{"moo-method": m})) for m in ("mean", "cagrad")
+    ]
+    equal = read_run(_write(tmp_path / "e", 1, bits, 100, **{"moo-method": "cagrad"}))
+    assert not any(
+        "UNEQUAL" in note for note in compare([a, equal, *other]).notes
+    )  # another seed, other samples
     with pytest.raises(MooError, match="unequal tokens: a 200, b 202.*--allow-unequal"):
         compare([a, b])
     assert "UNEQUAL tokens" in compare([a, b], unequal=True).notes[0]
