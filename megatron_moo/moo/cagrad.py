@@ -6,7 +6,7 @@ Liu et al., arXiv 2110.14048.
 
 On unit rows (``x = s o``, ``beta = U g_0 / (c ||g_0||)``) this is the program of ``cone.py``; the support that
 it shows is then solved exactly: with the rows of the support at equal products t, ``||J^T x||`` = 1 is a
-quadratic equation in t. Two rows need no search for it.
+quadratic equation in t. Two rows need no search for it, nor do most blocks on a CPU (``pivoting.py``).
 
 Degenerate: absent rows are left out. Where ``J^T o = 0`` (0/0: some rows cancel, and no direction of the
 ball serves them) d = g_0, flagged ``undefined``. With g_0 = 0 the ball is a point and d = 0.
@@ -24,6 +24,7 @@ from .linalg import cholesky, dot, mv, ridged
 from .method import Method
 from .mgda import ridge_of
 from .options import Option, Spec
+from .pivoting import with_pivoting
 from .problem import Problem
 
 _STEPS = 15
@@ -49,15 +50,37 @@ class CAGrad(Method):
         q = torch.where(problem.present, smallest / problem.s, 0.0)
         beta = beta / torch.where(radius > 0, radius, 1.0)
         program = Program(problem.C, beta, q, problem.m, ridge_of(problem))
-        k = problem.C.shape[-1]
-        x, y = _start_of_two(program) if k == 2 else solve_cone(program, _STEPS + k // 4)
-        x = _on_the_support(program, x, y)
+        x = _solve(program)
         n = dot(x, mv(problem.C, x)).clamp(min=0.0).sqrt()
         # Below the rounding of G the rows of x cancel, and the direction of their sum is noise.
         cancels = n <= 4.0 * (problem.count.unsqueeze(-1) * problem.eps) ** 0.5 * x.sum(-1, keepdim=True)
         problem.flags["undefined"] = (cancels & (radius > 0)).squeeze(-1) & problem.present.any(-1)
         share = torch.where(cancels, 0.0, radius / torch.where(cancels, 1.0, n))
         return problem.u + share * x / problem.s
+
+
+def _solve(program: Program) -> Tensor:
+    """x ``[B, K]`` with ``||J^T x||`` = 1, or what cancels."""
+
+    def at(blocks: Tensor) -> Program:
+        return Program(
+            program.C[blocks], program.beta[blocks], program.q[blocks], program.m[blocks], program.ridge
+        )
+
+    def on_support(blocks: Tensor, support: Tensor) -> tuple[Tensor, Tensor]:
+        of = at(blocks)
+        x, t = _exact(of, support)
+        cx = mv(of.C, x)
+        slack = (of.beta + cx - t * of.q) / of.beta.abs().amax(-1, keepdim=True).clamp(min=1.0)
+        return x, torch.where((dot(x, cx) - 1.0).abs() <= 1e-9, slack, -torch.inf)
+
+    def search(blocks: Tensor) -> Tensor:
+        of = at(blocks)
+        k = of.C.shape[-1]
+        x, y = _start_of_two(of) if k == 2 else solve_cone(of, _STEPS + k // 4)
+        return _on_the_support(of, x, y)
+
+    return with_pivoting(program.C, program.m, program.ridge, on_support, search)
 
 
 def _start_of_two(program: Program) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,11 @@ import torch
 from torch import Tensor
 
 
+def may_branch(values: Tensor) -> bool:
+    """Whether Python may look at values: on a CPU, where nothing waits for it, unless the call is traced."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner products over the last dimension, kept: ``[B, K], [B, K] -> [B, 1]``."""
     return (a * b).sum(-1, keepdim=True)

@@ -2,7 +2,8 @@
 
 mgda, dualproj and upgrad are all ``min 1/2 x^T A x - b^T x`` over ``x >= 0`` with a positive semi-definite A
 of about unit diagonal. Mehrotra's predictor and corrector converges in about ten steps on ordinary blocks;
-the rest of the fixed number is for the ill-conditioned ones. Mehrotra, "On the implementation of a
+the rest of the fixed number is for the ill-conditioned ones. On a CPU, where values may be looked at, most blocks
+need none of them (``pivoting.py``). Mehrotra, "On the implementation of a
 primal-dual interior point method", SIAM J. Optim. 2, 1992.
 """
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .linalg import cholesky, cholesky_solve, mv, plus_diagonal, ridged
+from .pivoting import with_pivoting
 
 STEPS = 20
 _CACHE = 2**18
@@ -36,11 +38,27 @@ def nnls(A: Tensor, b: Tensor, present: Tensor, ridge: float) -> Tensor:
         parts = zip(A.split(part), b.split(part), present.split(part), strict=True)
         return torch.cat([nnls(*each, ridge) for each in parts])
     m = present.to(A.dtype)
-    absent = 1.0 - m  # keeps quotients finite: an absent pair (x, y) stays (0, 0) and is divided by (1, 1)
-    count = m.sum(-1, keepdim=True).clamp(min=1)
     size = b.abs().amax(-1, keepdim=True)
     size = torch.where(size > 0, size, 1.0)
     b = b / size
+
+    def on_support(blocks: Tensor, support: Tensor) -> tuple[Tensor, Tensor]:
+        of, right = A[blocks], b[blocks]
+        part_of = of * support.unsqueeze(-1) * support.unsqueeze(-2)
+        L = cholesky(plus_diagonal(part_of, 1.0 - support))
+        x = cholesky_solve(L, right * support)
+        x = x + cholesky_solve(L, (right - mv(part_of, x)) * support)
+        return x, mv(of, x) - right
+
+    def search(blocks: Tensor) -> Tensor:
+        return _interior_point(A[blocks], b[blocks], m[blocks], ridge)
+
+    return with_pivoting(A, m, ridge, on_support, search) * size
+
+
+def _interior_point(A: Tensor, b: Tensor, m: Tensor, ridge: float) -> Tensor:
+    absent = 1.0 - m  # keeps quotients finite: an absent pair (x, y) stays (0, 0) and is divided by (1, 1)
+    count = m.sum(-1, keepdim=True).clamp(min=1)
     shifted = ridged(A, ridge)
     x, y = m, m
     for _ in range(STEPS):
@@ -62,4 +80,4 @@ def nnls(A: Tensor, b: Tensor, present: Tensor, ridge: float) -> Tensor:
         reach = _BACK / torch.maximum(-r, -of_y).amax(-1, keepdim=True).clamp(min=_BACK)
         x = x * (1.0 + reach * r)
         y = y * (1.0 + reach * of_y)
-    return x * size
+    return x

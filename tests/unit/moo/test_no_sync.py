@@ -95,7 +95,8 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def device_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the way of a GPU: eigenvalues by Jacobi rotations instead of LAPACK."""
+    """Take the way of a GPU: no look at values, eigenvalues by Jacobi rotations instead of LAPACK."""
+    monkeypatch.setattr("megatron_moo.moo.pivoting.may_branch", lambda values: False)
     monkeypatch.setattr("megatron_moo.moo.spectrum.eigh", linalg_module.jacobi_eigh)
     monkeypatch.setattr("megatron_moo.moo.aligned_mtl.eigh", linalg_module.jacobi_eigh)
 
@@ -123,7 +124,7 @@ def test_the_mode_sees_a_wait() -> None:
         torch.ones(2)[torch.tensor([True, False])]
 
 
-@pytest.mark.usefixtures("few_steps")
+@pytest.mark.usefixtures("device_path", "few_steps")
 @pytest.mark.parametrize("name", NAMES)
 def test_one_trace_serves_any_values(name: str) -> None:
     """torch.fx records the operations for one batch; replayed on another they must give what the method
@@ -142,7 +143,7 @@ def test_one_trace_serves_any_values(name: str) -> None:
     assert torch.equal(graph(G), solve(G))
 
 
-@pytest.mark.usefixtures("few_steps")
+@pytest.mark.usefixtures("device_path", "few_steps")
 @pytest.mark.parametrize("name", ["mgda", "cagrad", "upgrad", "pcgrad", "fairgrad", "config", "mean"])
 def test_export(name: str) -> None:
     """torch.export takes the solvers whole (those whose operations it knows)."""
