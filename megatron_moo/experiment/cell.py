@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
+from megatron_moo.buckets.adaptive import AdaptiveBlocks
 from megatron_moo.experiment.adam import Adam
 from megatron_moo.experiment.blocks import Blocks, combined, param_gramians
 from megatron_moo.experiment.corpus import Batch, Text
 from megatron_moo.experiment.engine import Engine
 from megatron_moo.experiment.gradients import GroupGradients
 from megatron_moo.experiment.measure import Measured
-from megatron_moo.experiment.rows import Row
+from megatron_moo.experiment.rows import AUTO_EVERY, Row
 from megatron_moo.experiment.setting import SEEN, UNSEEN
 
 
@@ -66,9 +67,13 @@ class _Run:
         self.gradients = GroupGradients(self.model)
         names, params = self.gradients.names, self.gradients.params
         sizes = [param.numel() for param in params]
-        self.blocks, self.layers = Blocks(names, sizes, row.block), Blocks(names, sizes, "layer")
+        auto = row.block == "auto"
+        self.blocks = Blocks(names, sizes, "module" if auto else row.block)
+        self.layers = Blocks(names, sizes, "layer")
         self.adam = Adam(params, engine.setting)
         self.groups = 1 if row.batches == "mixed" else len(SEEN)
+        device = torch.device("cpu")
+        self.auto = AdaptiveBlocks(self.blocks.names, self.groups, AUTO_EVERY, device) if auto else None
         options = dict(row.options)
         if "seed" in METHODS[row.method].options:
             options["seed"] = seed
@@ -97,14 +102,23 @@ class _Run:
             scales = self.adam.metric() if self.row.metric == "adam" else None
             gramians = self.blocks.gramians(param_gramians(rows, scales))
             tokens = batch["loss_mask"].view(groups, -1).sum(1).double()
-            self.cached = self.method(
-                gramians, tokens=tokens, losses=losses.double(), step=step, block=self.blocks.names
-            )
+            self.cached = self._solve(gramians, tokens, losses.double(), step)
         weights = self.cached[self.blocks.index]
         changes = self.adam.step(combined(rows, weights), lr)
         if lr > 0:
             self.measured.applied(rows, changes, weights)
         return losses
+
+    def _solve(
+        self, gramians: torch.Tensor, tokens: torch.Tensor, losses: torch.Tensor, step: int
+    ) -> torch.Tensor:
+        if self.auto is None:
+            return self.method(gramians, tokens=tokens, losses=losses, step=step, block=self.blocks.names)
+        together, names = self.auto.together(gramians), self.auto.names
+        weights = self.method(together, tokens=tokens, losses=losses, step=step, block=names)
+        found = self.auto.apart(weights)
+        self.auto.follow(step, gramians)
+        return found
 
 
 def _whole(

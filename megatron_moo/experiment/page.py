@@ -184,6 +184,7 @@ def _asides(planner: Planner, rows: Sequence[Compared]) -> str:
         (PRIMARY, "mean", "Primary minus plain mean over the same batches"),
         (PRIMARY, "cagrad-model", "Blocks: cagrad per layer minus per model"),
         ("cagrad-bucket", PRIMARY, "Blocks: cagrad per bucket minus per layer"),
+        ("cagrad-auto", PRIMARY, "Blocks: cagrad with blocks that follow the conflict minus per layer"),
         ("cagrad-every10", PRIMARY, "Weights solved every 10 steps minus every step"),
         ("cagrad-every50", PRIMARY, "Weights solved every 50 steps minus every step"),
         ("cagrad-adam", PRIMARY, "Adam's metric minus euclidean"),

@@ -45,6 +45,7 @@ def _moo(method: str, block: str, **kw: Any) -> Row:
 
 
 PRIMARY = "cagrad-layer"
+AUTO_EVERY = 50
 CONTENDERS = (PRIMARY, "mean", "mixed", "temperature", "unimax", "fixed", "placebo")
 
 ROWS: tuple[Row, ...] = (
@@ -78,13 +79,16 @@ ROWS: tuple[Row, ...] = (
     _moo("upgrad", "model"),
     Row("cagrad-every10", "cagrad, block layer, every 10", method="cagrad", every=10),
     Row("cagrad-every50", "cagrad, block layer, every 50", method="cagrad", every=50),
+    Row(
+        "cagrad-auto", f"cagrad, block auto, decided every {AUTO_EVERY} steps", method="cagrad", block="auto"
+    ),
     Row("cagrad-adam", "cagrad, block layer, metric adam", method="cagrad", metric="adam"),
 )
 # After the contenders: one row after the other, tuned and with so many seeds, then the remaining seeds of all.
 LATER = (
-    "cagrad-model", "mgda-layer", "pcgrad-layer", "upgrad-layer", "cagrad-every10", "mixed", "cagrad-adam",
-    "mgda-model", "pcgrad-model", "cagrad-bucket", "cagrad-every50", "temperature", "unimax", "fixed", "random",
-    "upgrad-model",
+    "cagrad-model", "mgda-layer", "pcgrad-layer", "upgrad-layer", "cagrad-every10", "mixed", "cagrad-auto",
+    "cagrad-adam", "mgda-model", "pcgrad-model", "cagrad-bucket", "cagrad-every50", "temperature", "unimax",
+    "fixed", "random", "upgrad-model",
 )  # fmt: skip
 LATER_SEEDS = 6
 BY_NAME = {row.name: row for row in ROWS}

@@ -27,6 +27,8 @@ from tests.end_to_end.test_experiment import SETTING
 
 torch.set_num_threads(1)
 folder, row, losses = Path(sys.argv[1]), json.loads(sys.argv[2]), []
+import megatron_moo.experiment.cell as cell
+cell.AUTO_EVERY = 2
 text = Text(folder / "data" / "languages.yaml", folder / "corpus", SETTING)
 train_cell(Engine(SETTING, text.vocab), text, Row("row", "row", **row), 3e-3, 1,
            each_step=lambda step, found: losses.append(found.tolist()), steps=5)
@@ -108,6 +110,11 @@ def _ours(folder: Path, row: dict[str, object]) -> list[list[float]]:
             "adam",
             {"method": "upgrad", "block": "module", "metric": "adam"},
             {"moo-method": "upgrad", "moo-block": "module", "moo-metric": "adam"},
+        ),
+        (
+            "auto",
+            {"method": "cagrad", "block": "auto"},
+            {"moo-method": "cagrad", "moo-block": "auto", "moo-auto-every": 2},
         ),
         (
             "every",
