@@ -13,24 +13,11 @@ from megatron_moo.analyze.measures import (
     distances,
     explained,
     language_neurons,
+    linear_cka,
     probe,
     retrieval,
     silhouette,
 )
-
-# Measures that are one number a layer, and what they say.
-CURVES = {
-    "silhouette": "silhouette of languages (cosine)",
-    "probe": "linear probe of the language, held out",
-    "retrieval": "translation is the nearest neighbour",
-    "distance": "distance of means / spread within",
-    "variance_language": "variance explained by language",
-    "variance_meaning": "variance explained by meaning",
-    "cka": "CKA between languages",
-    "owned": "share of MLP neurons of one language",
-}
-# Heads of the table's columns.
-SHORT = ("silh.", "probe", "retr.", "dist.", "v.lang", "v.mean", "cka", "owned")
 
 
 def analyze(hidden: Hidden, name: str, tell: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
@@ -38,9 +25,9 @@ def analyze(hidden: Hidden, name: str, tell: Callable[[str], None] = lambda line
 
     Returns:
         ``model``, ``languages``, ``sentences``, ``chance`` {probe, retrieval}, and ``layers``: per layer the numbers of
-        :data:`CURVES` (``owned`` from the second on: the embedding has no MLP before it), matrices ``cka_matrix`` and
-        ``retrieval_matrix`` in the order of ``languages``, ``owned_by`` per language, and ``plane`` ``[L, N, 2]`` (the
-        two first principal components).
+        :data:`~megatron_moo.analyze.curves.CURVES` (``owned`` from the second on: the embedding has no MLP before it),
+        matrices ``cka_matrix`` and ``retrieval_matrix`` in the order of ``languages``, ``owned_by`` per language, and
+        ``plane`` ``[L, N, 2]`` (the two first principal components).
     """
     count, sentences = hidden.states[0].shape[:2]
     layers = []
@@ -81,3 +68,19 @@ def plane(x: np.ndarray) -> np.ndarray:
     centred = rows - rows.mean(0)
     _, _, directions = np.linalg.svd(centred, full_matrices=False)
     return (centred @ directions[:2].T).reshape(*x.shape[:2], -1)
+
+
+def between(one: Hidden, other: Hidden) -> list[dict[str, Any]]:
+    """CKA between two models on the same sentences, layer by layer, over all languages together and each alone.
+
+    Returns:
+        per layer ``layer``, ``cka`` and ``cka_by`` {tag: cka}; nothing for models of unequal depth.
+    """
+    if len(one.states) != len(other.states):
+        return []
+    found = []
+    for number, (x, y) in enumerate(zip(one.states, other.states, strict=True)):
+        by = {tag: linear_cka(x[i], y[i]) for i, tag in enumerate(one.languages)}
+        whole = linear_cka(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]))
+        found.append({"layer": number, "cka": whole, "cka_by": by})
+    return found

@@ -104,6 +104,16 @@ def cka(x: Array) -> Array:
     return found
 
 
+def linear_cka(a: Array, b: Array) -> float:
+    """Linear CKA of ``[N, Ha]`` and ``[N, Hb]``: the same N things seen by two models (Kornblith et al. 2019).
+
+    1 up to a rotation, a shift and a scale; 0 also where one of them is constant.
+    """
+    a, b = a - a.mean(0), b - b.mean(0)
+    norms = float(np.linalg.norm(a.T @ a)) * float(np.linalg.norm(b.T @ b))
+    return float(np.linalg.norm(a.T @ b)) ** 2 / norms if norms > 0 else 0.0
+
+
 def language_neurons(active: Array, most: float = 1.5, least: float = 0.01) -> dict[str, Any]:
     """Neurons that one language owns, by the entropy of their activation over languages.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_moo.analyze.analyze import CURVES
+from megatron_moo.analyze.curves import CURVES
 
 
 def write_plots(found: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:

@@ -17,7 +17,10 @@ def add_subcommands(subparsers: Any) -> None:
         "eval", help="losses, aligned cloze and samples per language", description=__doc__, allow_abbrev=False
     )
     parser.add_argument(
-        "model", type=Path, metavar="RUN_OR_HF_DIR", help="runs/NAME, or a Hugging Face folder"
+        "model",
+        type=Path,
+        metavar="RUN_OR_HF_DIR",
+        help="runs/NAME (its newest checkpoint), runs/NAME/checkpoints/iter_… or a Hugging Face folder",
     )
     parser.add_argument(
         "--text", type=Path, help="folder of aligned held-out text, TAG.jsonl or TAG.txt per language"
@@ -73,6 +76,7 @@ def _eval(args: argparse.Namespace) -> int:
     from megatron_moo.evaluate.evaluate import Asked, evaluate
     from megatron_moo.evaluate.model import open_model
     from megatron_moo.evaluate.show import show_evaluation, show_harness
+    from megatron_moo.report.beside import EVAL_FILE
 
     console = Console(highlight=False, soft_wrap=True)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -100,12 +104,15 @@ def _eval(args: argparse.Namespace) -> int:
                 told = harness_cloze(opened.hf, items, texts, place, opened.max_length)
             for tag, numbers in told.items():
                 found["languages"][tag]["lm_eval"] = numbers
-        out = args.out or (opened.run or Path()) / "eval.json"
+        out = args.out or (opened.run or Path()) / EVAL_FILE
+        run = opened.run
     out.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     show_evaluation(console, found)
     if args.lm_eval:
         show_harness(console, found)
-    console.print(f"megatron-moo: {out}")
+    console.print(f"megatron-moo: {out}", markup=False)
+    if run is not None and args.out is None:
+        console.print(f"megatron-moo report {run} shows it on the run's page", markup=False)
     return 0
 
 

@@ -167,8 +167,8 @@ def compare(
     fewest = min(next(iter(rows.values())).pairs for rows in found.differences.values() if rows)
     if fewest < FEW:
         found.notes.append(
-            f"{fewest} pair{'s' * (fewest != 1)} by seed: intervals from so few are too narrow, and no difference "
-            "is shown by them"
+            f"{fewest} pair{'s' * (fewest != 1)} by seed: intervals from so few are too narrow; look at the "
+            "pairs themselves"
         )
     return found
 

@@ -127,7 +127,7 @@ def losses_section(both: Both) -> Section:
     """Bits per byte of every language on all sides, at the end and over time."""
     lead = (
         "Held-out text of every language, all sides beside each other. Lines reach from the lowest to the highest run "
-        "of a recipe: the spread between seeds, which hides no difference only because pairs share their seed."
+        "of a recipe: the spread between seeds, while the differences above are taken within a seed and can be smaller."
     )
     return Section(
         "losses", "Loss per language", lead, (_languages(both), _panels(both), _losses_table(both))
@@ -246,18 +246,15 @@ def _difference_curve(both: Both) -> Markup:
                 [[a.get(step, math.nan) - b.get(step, math.nan) for step in steps] for a, b in told],
                 dtype=np.float64,
             )
-            dashes = "d1" if part else "d0"
-            lines.append(
-                Series(
-                    f"{arm.short}{part}", rows.mean(axis=0), f"{arm.classes.split()[0]} {dashes}",
-                    low=rows.min(axis=0) if len(rows) > 1 else None, high=rows.max(axis=0) if len(rows) > 1 else None,
-                )
-            )  # fmt: skip
+            name = (part.lstrip(", ") or "seen") if len(both.arms) == 2 else f"{arm.short}{part}"
+            ends = (rows.min(axis=0), rows.max(axis=0)) if len(rows) > 1 else (None, None)
+            classes = f"{arm.classes.split()[0]} {'d1' if part else 'd0'}"
+            lines.append(Series(name, rows.mean(axis=0), classes, *ends))
     spec = Figure(
         "difference-curve",
         f"Difference to {both.arms[0].short} over time",
         BITS,
-        "Mean over pairs, band over all of them; below 0 the recipe is better.",
+        "Mean over pairs, band over all of them; below 0 the recipe is better. Dashed: unseen languages.",
         height=280,
     )
     parts = [part for line in lines for part in (line.values, line.low, line.high) if part is not None]
@@ -301,13 +298,11 @@ def _cosine(both: Both) -> Markup:
     x, lines, note = series(both.arms, between)
     floor_x, floors, _ = series(both.arms, same, "d1")
     if len(floor_x) and len(x):
-        lines += [
-            Series(
-                f"{line.name}, same language", np.interp(x, floor_x, line.values, left=math.nan, right=math.nan),
-                line.classes,
+        for line in floors:
+            values = np.interp(x, floor_x, line.values, left=math.nan, right=math.nan)
+            lines.append(
+                Series(f"{line.name}, same language", values, line.classes, text=f"same: {line.name}")
             )
-            for line in floors
-        ]  # fmt: skip
     spec = Figure(
         "cosine-time",
         "Cosine between objectives",

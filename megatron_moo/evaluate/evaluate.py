@@ -44,12 +44,18 @@ def evaluate(
     For a run without ``texts``, losses are over its own corpus's held-out text and there is no cloze.
 
     Returns:
-        ``model``, ``seq_length``, ``languages`` {tag: loss, bits_per_byte, perplexity, tokens, bytes, cloze, sample},
-        ``cloze`` {items, chance}, and ``items`` for :func:`~megatron_moo.evaluate.cloze.write_task`.
+        ``model``, ``step`` (of a run's checkpoint, else None), ``seq_length``, ``languages`` {tag: loss, bits_per_byte,
+        perplexity, tokens, bytes, cloze, sample}, ``cloze`` {items, chance}, and ``items`` for
+        :func:`~megatron_moo.evaluate.cloze.write_task`.
     """
     scorer = Scorer(opened.model, opened.max_length, asked.batch_tokens)
     length = min(asked.seq_length or _run_length(opened) or 512, opened.max_length)
-    found: dict[str, Any] = {"model": opened.name, "seq_length": length, "languages": {}}
+    found: dict[str, Any] = {
+        "model": opened.name,
+        "step": opened.step,
+        "seq_length": length,
+        "languages": {},
+    }
     tags = list(texts) if texts else _corpus_tags(opened)
     for tag in tags:
         tell(f"{tag}: loss")

@@ -27,6 +27,7 @@ class Opened:
         max_length: most tokens of a sequence.
         run: run folder, or None.
         corpus: built corpus of the run, or None.
+        step: of the run's checkpoint, or None.
     """
 
     name: str
@@ -36,14 +37,16 @@ class Opened:
     max_length: int
     run: Path | None = None
     corpus: Any = None
+    step: int | None = None
 
 
 @contextmanager
 def open_model(path: Path, tokenizer: str | None = None) -> Iterator[Opened]:
-    """Open a Hugging Face folder or a run folder.
+    """Open a Hugging Face folder, a run folder (its newest checkpoint) or one checkpoint of a run.
 
     Args:
-        path: folder with ``config.json``, or with ``recipe.yaml`` and ``checkpoints/``.
+        path: folder with ``config.json``, or with ``recipe.yaml`` and ``checkpoints/``, or that one's
+            ``checkpoints/iter_…``.
         tokenizer: ``byte``, a folder in Hugging Face's format or a SentencePiece model; None: the run's or
             folder's own.
 
@@ -53,6 +56,10 @@ def open_model(path: Path, tokenizer: str | None = None) -> Iterator[Opened]:
     if (path / "config.json").is_file():
         yield _opened(path.name or str(path), path, _tokenizer(tokenizer or str(path)))
         return
+    source, name = path / "checkpoints", path.name
+    if path.name.startswith("iter_") and path.resolve().parent.name == "checkpoints":
+        source, path = path, path.resolve().parent.parent
+        name = f"{path.name}-{source.name}"
     recipe = path / "recipe.yaml"
     if not recipe.is_file() or not (path / "checkpoints").is_dir():
         raise MooError(
@@ -77,10 +84,17 @@ def open_model(path: Path, tokenizer: str | None = None) -> Iterator[Opened]:
         corpus = None
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "hf"
-        export_checkpoint(path / "checkpoints", target)
-        found = _opened(path.name, target, _tokenizer(tokenizer) if tokenizer else corpus.tokenizer())  # type: ignore[union-attr]
+        exported = export_checkpoint(source, target)
+        found = _opened(name, target, _tokenizer(tokenizer) if tokenizer else corpus.tokenizer())  # type: ignore[union-attr]
         found.run, found.corpus = path, corpus
+        found.step = _step(exported.checkpoint.folder.name)
         yield found
+
+
+def _step(name: str) -> int | None:
+    """The step of ``iter_0000100``."""
+    digits = name.removeprefix("iter_")
+    return int(digits) if digits.isdigit() else None
 
 
 def _same_languages(run: Path, corpus: Any) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from megatron_moo.errors import MooError
 from megatron_moo.report import units
+from megatron_moo.report.beside import read_beside
 from megatron_moo.report.html import Tile, fill, put
 from megatron_moo.report.metrics import METRICS_FILE, RunMetrics, read_metrics, stopped_line
 from megatron_moo.report.sections import SECTIONS, Room
@@ -39,11 +40,12 @@ def render(run_dir: Path) -> str:
     if not metrics.steps:
         todo = "wait for the first step"
         raise MooError(f"{METRICS_FILE} has no training step yet", where=str(run_dir), todo=todo)
-    room = Room(metrics, summarize(metrics))
+    name = run_dir.resolve().name
+    room = Room(metrics, summarize(metrics), name, read_beside(run_dir))
     return fill(
         "page.html.j2",
         kind="run report",
-        name=run_dir.resolve().name,
+        name=name,
         state=state(metrics),
         facts=list(_facts(room)),
         tiles=list(_tiles(room)),

@@ -14,10 +14,11 @@ from megatron_moo.report.charts.frame import Figure
 
 @dataclass(frozen=True)
 class Cell:
-    """What is written, and the number that it is sorted by (none: by its words)."""
+    """What is written, and the number that it is sorted by (none: by its words); ``words`` may take several lines."""
 
     text: str
     value: float | None = None
+    words: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ def _row(row: TableRow) -> Markup:
 
 
 def _cell(cell: Cell) -> Markup:
+    if cell.words:
+        return Markup('<td class="words">{}</td>').format(cell.text)
     if cell.value is None:
         return Markup("<td>{}</td>").format(cell.text)
     value = cell.value if math.isfinite(cell.value) else ""

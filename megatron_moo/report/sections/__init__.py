@@ -7,7 +7,9 @@ from collections.abc import Callable
 from megatron_moo.report.sections.conflict import conflict_section
 from megatron_moo.report.sections.cosine import cosine_section
 from megatron_moo.report.sections.data import data_section
+from megatron_moo.report.sections.evaluation import evaluation_section
 from megatron_moo.report.sections.loss import loss_section
+from megatron_moo.report.sections.representations import representations_section
 from megatron_moo.report.sections.room import Room, Section
 from megatron_moo.report.sections.stationarity import stationarity_section
 from megatron_moo.report.sections.time import time_section
@@ -20,6 +22,8 @@ SECTIONS: tuple[Callable[[Room], Section], ...] = (
     weights_section,
     stationarity_section,
     data_section,
+    evaluation_section,
+    representations_section,
     time_section,
 )
 

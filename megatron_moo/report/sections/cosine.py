@@ -101,7 +101,10 @@ def _frames(measured: list[tuple[StepRecord, MooRecord]], window: int, objective
     wanted = CHOSEN if objectives <= LARGE else CHOSEN_IF_LARGE
     indices = sorted({round(i) for i in np.linspace(0, len(measured) - 1, wanted)})
     single = [Frame(f"step {measured[i][0].step}", measured[i][1].cosine) for i in indices]
-    return [Frame(title, average), *(single if len(measured) > 1 else [])]
+    if len(measured) < 2:
+        return [Frame(title, average)]
+    whole = bins(len(measured), 1).mean(np.array([moo.cosine for _, moo in measured]))[0]
+    return [Frame(title, average), *single, Frame(f"mean of all {len(measured)} steps", whole)]
 
 
 def _over_time(room: Room, measured: list[tuple[StepRecord, MooRecord]]) -> Markup:

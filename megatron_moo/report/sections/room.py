@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from markupsafe import Markup
 
+from megatron_moo.report.beside import Beside
 from megatron_moo.report.charts import palette
 from megatron_moo.report.charts.binning import Bins, bins
 from megatron_moo.report.metrics import RunMetrics
@@ -36,6 +37,8 @@ class Room:
 
     metrics: RunMetrics
     summary: RunSummary
+    name: str = "run"
+    beside: Beside = field(default_factory=Beside)
 
     @property
     def steps(self) -> list[StepRecord]:

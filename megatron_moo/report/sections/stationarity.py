@@ -48,11 +48,16 @@ def _blocks(room: Room) -> Markup:
 
 
 def _update(room: Room) -> Markup:
-    note = "The combined direction before clipping and before the optimizer, which changes it."
+    note = (
+        "The combined direction before clipping and before the optimizer, which changes it. Heavy line: the whole "
+        "model's, the root of the sum of the blocks' squares."
+    )
     spec = Figure(
         "update-norm", "Norm of the combined direction per block", "‖d_b‖", note, height=300, wide=True
     )
-    return _per_block(room, spec, lambda moo: moo.norm, None)
+    # A block that is not measured makes the whole unknown: NaN, not too small.
+    whole = np.sqrt(np.square(room.per_block(lambda moo: moo.norm)).sum(axis=1)) if room.moos else None
+    return _per_block(room, spec, lambda moo: moo.norm, whole)
 
 
 def short_block(name: str) -> str:

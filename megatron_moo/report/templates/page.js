@@ -154,7 +154,7 @@
         if (after) head.setAttribute("aria-sort", after);
         function key(row) {
           var cell = row.cells[column];
-          if (cell.dataset.v === undefined) return cell.textContent;
+          if (cell.dataset.v === undefined) return isNaN(cell.textContent) ? cell.textContent : Number(cell.textContent);
           return cell.dataset.v === "" ? Infinity : Number(cell.dataset.v);
         }
         var rows = original.slice();

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_moo.analyze.analyze import CURVES
+from megatron_moo.analyze.curves import CURVES
 from megatron_moo.analyze.hidden import collect, common_sentences
 from megatron_moo.cli import main
 from megatron_moo.errors import MooError
