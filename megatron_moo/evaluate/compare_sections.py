@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -39,6 +39,7 @@ from megatron_moo.report.sections.cosine import mean_cosine
 from megatron_moo.report.summary import end_window, mean
 
 BITS = "bits per byte"
+MOST_ROWS = 48  # blocks; more of them become a heat map
 MEANS = {"seen": "mean of seen", "unseen": "mean of unseen", "worst": "worst seen"}
 
 
@@ -318,24 +319,24 @@ def _conflict_blocks(both: Both) -> Markup:
     for arm in both.arms:
         for metrics in arm.metrics:
             blocks.update(dict.fromkeys(metrics.blocks))
-    values = np.full((len(blocks), len(both.arms)), math.nan)
-    for column, arm in enumerate(both.arms):
-        for row, block in enumerate(blocks):
-            values[row, column] = mean(_block_at_end(metrics, block) for metrics in arm.metrics)
-    spec = Figure(
-        "conflict-blocks",
-        "Conflict rate per block at the end",
-        "share of pairs",
-        "Mean of the last steps and over the runs of a recipe; grey: this recipe has no such block.",
-        height=rows_height(len(blocks)),
-        wide=True,
-    )
-    columns = Axis(names=tuple(arm.short for arm in both.arms))
+    told = {
+        arm.short: {block: [_block_at_end(metrics, block) for metrics in arm.metrics] for block in blocks}
+        for arm in both.arms
+    }
+    note = "Mean of each run's last steps. Where a recipe has no such block, it has no point."
+    spec = Figure("conflict-blocks", "Conflict rate per block at the end", "share of pairs", note, wide=True)
+    if len(blocks) <= MOST_ROWS:
+        rows = [
+            ForestRow(block, tuple(_point(arm, spread(told[arm.short][block])) for arm in both.arms))
+            for block in blocks
+        ]
+        return forest(spec, rows, zero=True) if rows else frame.missing(spec, "Not measured in these runs.")
+    values = np.array([[mean(told[arm.short][block]) for arm in both.arms] for block in blocks])
     return heat_map(
-        spec,
-        [Frame("", values)] if blocks else [],
+        replace(spec, height=rows_height(len(blocks))),
+        [Frame("", values)],
         tuple(blocks),
-        columns,
+        Axis(names=tuple(arm.short for arm in both.arms)),
         ordered_colours("o", values, least=0.5),
         legend="share of pairs with a negative cosine",
     )
@@ -372,7 +373,11 @@ def _shares(both: Both) -> Markup:
         ForestRow(tag, tuple(_point(arm, _share(arm, tag)) for arm in both.arms)) for tag in _token_tags(both)
     ]
     spec = Figure("token-shares", "Share of the tokens", "%, mean and spread over the runs", wide=True)
-    return forest(spec, rows, digits=1) if rows else frame.missing(spec, "Not measured in these runs.")
+    return (
+        forest(spec, rows, digits=1, zero=True)
+        if rows
+        else frame.missing(spec, "Not measured in these runs.")
+    )
 
 
 def _tokens_table(both: Both) -> Markup:

@@ -1,4 +1,4 @@
-"""The report page in a real browser: no console error, every plot seen, script and sizes right.
+"""A run's page and a comparison's in a real browser: no console error, every plot seen, script and sizes right.
 
 Skipped with a reason where there is no chromium (Debian: ``apt-get install chromium``).
 """
@@ -14,7 +14,11 @@ from typing import Any
 
 import pytest
 
+from megatron_moo.evaluate.compare import compare, read_run
+from megatron_moo.evaluate.compare_page import write_comparison
 from megatron_moo.report.page import write_report
+from tests.unit.evaluate.paired import write_pairs
+from tests.unit.report.fake_beside import write_beside
 from tests.unit.report.fake_run import FakeRun
 from tests.unit.report.html import Page
 
@@ -124,7 +128,14 @@ def look(page: Path, tmp_path: Path, *flags: str) -> tuple[dict[str, Any], list[
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(FakeRun().write(tmp_path_factory.mktemp("runs") / "fake"))
+    run = FakeRun().write(tmp_path_factory.mktemp("runs") / "fake")
+    return write_report(write_beside(run, tags=("en", "fr", "de", "es"), layers=9))
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = write_pairs(tmp_path_factory.mktemp("pairs"), ("mean", "cagrad", "pcgrad"), seeds=(1, 2))
+    return write_comparison(compare([read_run(run) for run in runs]))
 
 
 def test_console_errors_are_seen(tmp_path: Path) -> None:
@@ -138,6 +149,20 @@ def test_console_errors_are_seen(tmp_path: Path) -> None:
 
 
 def test_page_works_in_a_browser(page: Path, tmp_path: Path) -> None:
+    check_wide(page, tmp_path)
+
+
+def test_comparison_works_in_a_browser(comparison: Path, tmp_path: Path) -> None:
+    seen = check_wide(comparison, tmp_path)
+    rows = Page(comparison).data("forest-1")["forest"]
+    tip = seen["tips"]["forest-1"]
+    assert any(tip.startswith(row["n"]) and row["s"][0][1] in tip and row["s"][0][2] in tip for row in rows)
+    assert seen["tips"]["conflict-time"].startswith("step 20")
+    assert seen["sorted"] == sorted(seen["sorted"]) == [2] * 2 * len(rows)  # pairs
+
+
+def check_wide(page: Path, tmp_path: Path) -> dict[str, Any]:
+    """Every plot of a page is drawn on a wide screen, and the console stays silent."""
     seen, console = look(page, tmp_path, "--window-size=1200,900")
     assert console == []
     assert set(seen["plots"]) == set(Page(page).plots())
@@ -146,6 +171,7 @@ def test_page_works_in_a_browser(page: Path, tmp_path: Path) -> None:
         assert size["width"] > 300, plot
         assert size["height"] > 100, plot
     assert seen["wide"] == seen["view"]  # nothing makes the page scroll sideways
+    return seen
 
 
 def test_tooltips_give_the_numbers(page: Path, tmp_path: Path) -> None:
@@ -157,6 +183,7 @@ def test_tooltips_give_the_numbers(page: Path, tmp_path: Path) -> None:
         line for line in data.data("train-loss")["s"] if line["n"] in seen["tips"]["train-loss"].split()
     ]
     assert len(closest) == 12
+    assert seen["tips"]["layer-probe"].startswith("layer 8")
     for line in closest:
         assert str(line["v"][-1]) in seen["tips"]["train-loss"]
     matrix = data.data("cosine-matrix")
@@ -174,15 +201,19 @@ def test_reader_can_single_out_slide_and_sort(page: Path, tmp_path: Path) -> Non
     assert len(seen["sorted"]) == 20
 
 
-def test_dark_when_the_reader_prefers_it(page: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("which", ["page", "comparison"])
+def test_dark_when_the_reader_prefers_it(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    page = request.getfixturevalue(which)
     light, _ = look(page, tmp_path)
     dark, _ = look(page, tmp_path, "--blink-settings=preferredColorScheme=0")
     assert light["background"] == dark["flipped"] == "rgb(251, 250, 248)"
     assert dark["background"] == light["flipped"] == "rgb(20, 22, 26)"
 
 
-def test_phone(page: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("which", ["page", "comparison"])
+def test_phone(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """A narrow frame, since a desktop browser's own window does not get so narrow."""
+    page = request.getfixturevalue(which)
     inner = page.read_text(encoding="utf-8").replace("</body>", PROBE + "</body>")
     told = inner.replace("document.body.append(out);", "parent.postMessage(out.textContent, '*');")
     (tmp_path / "inner.html").write_text(told, encoding="utf-8")

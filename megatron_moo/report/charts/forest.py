@@ -46,6 +46,7 @@ def forest(
     reference: float = math.nan,
     digits: int = 3,
     sign: bool = False,
+    zero: bool = False,
 ) -> Markup:
     """Rows from top to bottom on one axis; a row of one point has its numbers written beside it.
 
@@ -55,11 +56,12 @@ def forest(
         reference: where the upright line stands.
         digits: decimals of the numbers.
         sign: write a plus too.
+        zero: let the axis reach zero.
     """
     values = np.array([v for row in rows for p in row.points for v in (p.value, p.low, p.high, *p.single)])
     if not np.isfinite(values).any():
         return frame.missing(spec, "Not measured in these runs.")
-    scale = linear(np.append(values, reference), wanted=TICKS)
+    scale = linear(np.append(values, reference), zero=zero, wanted=TICKS)
     most = max(len(row.points) for row in rows)
     height = (ROW + MORE * (most - 1)) * len(rows)
     drawn = Markup("").join(_row(row, i, len(rows), scale) for i, row in enumerate(rows))

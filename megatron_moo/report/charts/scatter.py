@@ -31,18 +31,22 @@ def scatter(spec: Figure, clouds: Sequence[Cloud]) -> Markup:
         return frame.missing(spec, "Not measured in this run.")
     everything = np.concatenate([cloud.points for cloud in known])
     across, up = linear(everything[:, 0]), linear(everything[:, 1])
-    dots, names = [], []
+    dots, middles = [], []
     for cloud in known:
         x, y = across.share(cloud.points[:, 0]), 1 - up.share(cloud.points[:, 1])
         path = "".join(f"M{coordinate(a)} {coordinate(b)}h0" for a, b in zip(x, y, strict=True))
         dots.append(
             Markup('<path class="pt dots {}" data-n="{}" d="{}"/>').format(cloud.classes, cloud.name, path)
         )
-        names.append(
-            Markup('<span class="sl {}" data-n="{}" style="left:{:.2f}%;top:{:.2f}%">{}</span>').format(
-                cloud.classes, cloud.name, 100 * float(np.median(x)), 100 * float(np.median(y)), cloud.name
-            )
+        middles.append((float(np.median(x)), float(np.median(y))))
+    # Names of clouds at one height are pushed apart, so that all can be read.
+    tops = frame.spread([y * spec.height for _, y in middles], frame.LABEL_GAP, spec.height)
+    names = [
+        Markup('<span class="sl {}" data-n="{}" style="left:{:.2f}%;top:{:.2f}%">{}</span>').format(
+            cloud.classes, cloud.name, 100 * x, 100 * top / spec.height, cloud.name
         )
+        for cloud, (x, _), top in zip(known, middles, tops, strict=True)
+    ]
     body = Markup(
         '<div class="scatter" style="--h:{0}px"><div class="area"><svg viewBox="0 0 {1} {1}" '
         'preserveAspectRatio="none" aria-hidden="true">{2}</svg>{3}</div></div>'

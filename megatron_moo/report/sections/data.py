@@ -75,7 +75,7 @@ def _drawn_table(room: Room) -> Markup:
     return Markup(
         '<figure class="fig wide" data-plot="drawn-table"><figcaption><b>Asked and drawn</b> '
         '<span class="unit">share of the tokens since the law began</span></figcaption><div class="scroll">'
-        '<table class="sortable"><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>'
+        '<table class="sortable plain"><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>'
         '<p class="note">Asked: the sampling law\'s share. Expected: what presence makes of it in the long run ({}). '
         "Samples and epochs count from the start of training. Tap a heading to sort.</p></figure>"
     ).format(head, rows, how)

@@ -28,7 +28,9 @@ def evaluation_section(room: Room) -> Section:
     if not found:
         spec = Figure("eval-table", "Evaluation table", wide=True)
         return Section("evaluation", "Evaluation", lead, (frame.missing(spec, _reason(room)),))
-    return Section("evaluation", "Evaluation", lead, (_table(found), _cloze(room, found), *_samples(found)))
+    return Section(
+        "evaluation", "Evaluation", lead, (_table(room, found), _cloze(room, found), *_samples(found))
+    )
 
 
 def _reason(room: Room) -> str:
@@ -53,14 +55,17 @@ def which_step(room: Room, step: float) -> str:
     return f"This is the checkpoint of step {step:,.0f}{later}."
 
 
-def _table(found: Mapping[str, Any]) -> Markup:
+def _table(room: Room, found: Mapping[str, Any]) -> Markup:
     languages = found["languages"]
     cloze = any(mapping(item.get("cloze")) for item in languages.values())
     harness = any(mapping(item.get("lm_eval")) for item in languages.values())
     headings = ["language", "nats per token", "bits per byte", "perplexity", "kB"]
     headings += ["cloze", "95 %", "cloze, raw"] if cloze else []
     headings += ["lm-eval acc_norm", "lm-eval acc"] if harness else []
-    rows = [TableRow(tag, tuple(_cells(item, cloze, harness))) for tag, item in languages.items()]
+    rows = [
+        TableRow(tag, tuple(_cells(item, cloze, harness)), room.colours.get(tag, ""))
+        for tag, item in languages.items()
+    ]
     words = ["Perplexity is per token, so it compares between models of one tokenizer only."]
     if cloze:
         words.append("Cloze: by log-probability per character, with Wilson's interval; raw: by its sum.")

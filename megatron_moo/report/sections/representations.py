@@ -24,8 +24,7 @@ from megatron_moo.report.sections.evaluation import which_step
 from megatron_moo.report.sections.room import Room, Section
 
 CHOSEN = 7  # layers whose matrices are shown one by one
-PLANES = 3
-MOST_POINTS = 80  # of a language in a plane
+MOST_POINTS = 60  # of a language in a plane
 MATRICES = {
     "cka_matrix": ("cka-matrix", "CKA between languages", "linear CKA"),
     "retrieval_matrix": ("retrieval-matrix", "Translations found", "share found, row to column"),
@@ -165,7 +164,8 @@ def _planes(room: Room, model: Model, index: int) -> list[Markup]:
     layers = model["layers"]
     tags = model["languages"]
     figures = []
-    for i in sorted({0, len(layers) // 2, len(layers) - 1})[:PLANES]:
+    last = len(layers) - 1
+    for i in sorted({0, last // 3, 2 * last // 3, last}):
         spec = Figure(
             f"plane-{index}-{layers[i]['layer']}",
             f"{model['model']}, layer {layers[i]['layer']}: first two principal components",

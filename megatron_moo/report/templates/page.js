@@ -154,7 +154,8 @@
         if (after) head.setAttribute("aria-sort", after);
         function key(row) {
           var cell = row.cells[column];
-          if (cell.dataset.v === undefined) return isNaN(cell.textContent) ? cell.textContent : Number(cell.textContent);
+          var words = cell.textContent, whole = /^\d+$/.test(words);
+          if (cell.dataset.v === undefined) return whole ? Number(words) : words;
           return cell.dataset.v === "" ? Infinity : Number(cell.dataset.v);
         }
         var rows = original.slice();

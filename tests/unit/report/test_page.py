@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from megatron_moo.analyze.curves import CURVES
 from megatron_moo.errors import MooError
 from megatron_moo.report.page import write_report
+from tests.unit.report.fake_beside import write_beside
 from tests.unit.report.fake_run import BLOCKS, SEEN, UNSEEN, FakeRun
 from tests.unit.report.html import Page
 
@@ -41,6 +43,20 @@ PLOTS = {
     "grad-norm",
     "lr",
 }
+# What eval and analyze wrote beside the run; without them one figure of each section says how to get them.
+BESIDE = {
+    "eval-table",
+    "eval-cloze",
+    "eval-samples",
+    *(f"layer-{name}" for name in (*CURVES, "between")),
+    *(
+        f"{name}-{i}"
+        for i in range(2)
+        for name in ("cka-matrix", "retrieval-matrix", "owned", "analysis-table")
+    ),
+    *(f"plane-{i}-{layer}" for i in range(2) for layer in (0, 1, 2, 4)),
+}
+ABSENT = {"eval-table", "layer-curves"}
 HOSTILE = ("<script>alert('x')</script>", '"><img src=x onerror=alert(1)>', "{{7*7}}", "</script><b>&amp;")
 Change = Callable[[dict[str, Any]], None]
 
@@ -57,7 +73,7 @@ def rewrite(run_dir: Path, change: Change) -> Page:
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return FakeRun().write(tmp_path_factory.mktemp("runs") / "fake")
+    return write_beside(FakeRun().write(tmp_path_factory.mktemp("runs") / "fake"))
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +82,10 @@ def page(run_dir: Path) -> Page:
 
 
 def test_every_plot_is_there_and_drawn(page: Page) -> None:
-    assert set(page.plots()) == PLOTS
+    assert set(page.plots()) == PLOTS | BESIDE
     assert "Not measured" not in page.words()
-    for plot in PLOTS - {"loss-table", "drawn-table", "token-shares", "phases"}:
+    tables = {plot for plot in page.plots() if "table" in plot}
+    for plot in (PLOTS | BESIDE) - tables - {"eval-samples", "token-shares", "phases"}:
         assert any(len(path.get("d", "")) > 20 for path in page.paths(plot)), plot
 
 
@@ -93,7 +110,13 @@ def test_numbers_on_the_page_are_those_of_the_run(page: Page, run_dir: Path) -> 
     assert average["n"] == "mean of the last 6 steps"
     expected = np.mean([step["moo"]["cosine"] for step in steps[-6:]], axis=0)
     np.testing.assert_allclose(average["v"], expected, atol=5e-3)
-    assert [frame["n"] for frame in (single[0], single[-1])] == ["step 1", "step 60"]
+    assert [frame["n"] for frame in (single[0], single[-2])] == ["step 1", "step 60"]
+    assert single[-1]["n"] == "mean of all 60 steps"
+    whole = np.mean([step["moo"]["cosine"] for step in steps], axis=0)
+    np.testing.assert_allclose(single[-1]["v"], whole, atol=5e-3)
+    norms = np.array([list(step["moo"]["norm"].values()) for step in steps])
+    drawn = next(one for one in page.data("update-norm")["s"] if one["n"] == "whole model")
+    np.testing.assert_allclose(drawn["v"], np.linalg.norm(norms, axis=1), rtol=1e-2)
     weights = np.mean(
         [[list(w.values()) for w in step["moo"]["weights"].values()] for step in steps[-6:]], axis=0
     )
@@ -189,7 +212,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
 def test_one_step_two_languages_whole_model(tmp_path: Path) -> None:
     run = FakeRun(seen=("en", "fr"), unseen=(), blocks=("model",), steps=1)
     page = Page(write_report(run.write(tmp_path / "run")))
-    assert set(page.plots()) == {plot for plot in PLOTS if not plot.startswith(("valid-", "drawn"))}
+    assert set(page.plots()) == ABSENT | {plot for plot in PLOTS if not plot.startswith(("valid-", "drawn"))}
     assert "1 block" in page.words()
     assert "NaN" not in page.text
 
@@ -224,7 +247,7 @@ def test_losses_that_are_not_finite_are_named_first(tmp_path: Path) -> None:
     page = rewrite(FakeRun().write(tmp_path / "run"), change)
     assert "The training loss of sw was not finite at steps 17, 18." in page.words()
     assert "The gradient of sw was dropped at steps 17, 18." in page.words()
-    assert set(page.plots()) == PLOTS
+    assert set(page.plots()) == PLOTS | ABSENT
 
 
 def test_missing_fields_leave_a_reason_in_place(tmp_path: Path) -> None:
@@ -233,7 +256,7 @@ def test_missing_fields_leave_a_reason_in_place(tmp_path: Path) -> None:
             record.pop(name, None)
 
     page = rewrite(FakeRun().write(tmp_path / "run"), change)
-    assert set(page.plots()) == PLOTS
+    assert set(page.plots()) == PLOTS | ABSENT
     for plot in ("cosine-matrix", "conflict-blocks", "weights-time", "stationarity-model", "phases", "lr"):
         assert "Not measured in this run." in page.words(plot)
     assert "Not measured" not in page.words("train-loss")

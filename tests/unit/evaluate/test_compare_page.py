@@ -1,0 +1,174 @@
+"""The comparison's page: its numbers against sums over the runs' files, and what it says of unequal runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from megatron_moo.cli import main
+from megatron_moo.errors import MooError
+from megatron_moo.evaluate.compare import compare, read_run
+from megatron_moo.evaluate.compare_page import page_path, write_comparison
+from tests.unit.evaluate.paired import write_pairs
+from tests.unit.report.fake_run import BLOCKS, SEEN, UNSEEN
+from tests.unit.report.html import Page
+
+PLOTS = {
+    "forest-0", "difference-table", "bits-languages", "bits-panels", "bits-table", "train-curve", "seen-curve",
+    "unseen-curve", "difference-curve", "conflict-time", "cosine-time", "conflict-blocks", "token-shares",
+    "tokens-table", "recipes-table", "versions-table", "runs-table",
+}  # fmt: skip
+TABLES = {plot for plot in PLOTS if plot.endswith("-table")}
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def change(run: Path, **flags: Any) -> None:
+    told = yaml.safe_load((run / "recipe.yaml").read_text())
+    told["flags"].update(flags)
+    (run / "recipe.yaml").write_text(yaml.safe_dump(told))
+
+
+def page_of(runs: list[Path], unequal: bool = False) -> Page:
+    return Page(write_comparison(compare([read_run(run) for run in runs], unequal=unequal)))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_pairs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def page(runs: list[Path]) -> Page:
+    return page_of(runs)
+
+
+def test_every_plot_is_there_and_drawn(page: Page) -> None:
+    assert set(page.plots()) == PLOTS
+    assert "Not measured" not in page.words()
+    for plot in PLOTS - TABLES:
+        assert any(len(path.get("d", "")) > 10 for path in page.paths(plot)), plot
+    assert re.findall(r"""(?:src|href|action)\s*=\s*["']?(?!#|data:)[^\s"'>]+""", page.text) == []
+    assert re.findall(r"https?://(?!www\.w3\.org/)", page.text) == []
+    assert "default-src 'none'" in page.text
+
+
+def test_differences_are_those_of_the_files(page: Page, runs: list[Path]) -> None:
+    last = [[r for r in records(run) if r.get("event") == "valid"][-1]["bits_per_byte"] for run in runs]
+    difference = {
+        tag: np.array([last[3 + i][tag] - last[i][tag] for i in range(3)]) for tag in (*SEEN, *UNSEEN)
+    }
+    rows = {row["n"]: row["s"][0] for row in page.data("forest-0")["forest"]}
+    assert list(rows) == [*SEEN, *UNSEEN, "mean of seen", "mean of unseen", "worst seen"]
+    for tag, values in difference.items():
+        assert float(rows[tag][1].replace("−", "-")) == pytest.approx(values.mean(), abs=6e-5)
+    seen = np.mean([difference[tag] for tag in SEEN], axis=0)
+    assert float(rows["mean of seen"][1].replace("−", "-")) == pytest.approx(seen.mean(), abs=6e-5)
+    each = " ".join(f"{value:+.4f}".replace("-", "−") for value in seen)
+    assert each in re.sub(r"\s+", " ", page.words("difference-table"))
+    assert page.words().index(f"{seen.mean():+.4f}".replace("-", "−")) < page.words().index(
+        "Differences Bits"
+    )
+
+
+def test_curves_are_means_over_seeds(page: Page, runs: list[Path]) -> None:
+    steps = [[r for r in records(run) if "event" not in r] for run in runs]
+    losses = np.array([[np.mean(list(step["loss"].values())) for step in run] for run in steps])
+    reference, other = page.data("train-curve")["s"]
+    assert (reference["n"], other["n"]) == ("mean", "cagrad")
+    np.testing.assert_allclose(reference["v"], losses[:3].mean(0), rtol=1e-3)
+    np.testing.assert_allclose(other["hi"], losses[3:].max(0), rtol=1e-2)
+    rates = 100 * np.array([[step["moo"]["conflict_rate"] for step in run] for run in steps])
+    np.testing.assert_allclose(page.data("conflict-time")["s"][1]["v"], rates[3:].mean(0), rtol=1e-2)
+    seen, unseen = page.data("difference-curve")["s"]
+    bits = [
+        [
+            np.mean([r["bits_per_byte"][tag] for tag in UNSEEN])
+            for r in records(run)
+            if r.get("event") == "valid"
+        ]
+        for run in runs
+    ]
+    assert (seen["n"], unseen["n"]) == ("seen", "unseen")
+    np.testing.assert_allclose(
+        unseen["v"], (np.array(bits[3:]) - np.array(bits[:3])).mean(0), rtol=1e-2, atol=1e-6
+    )
+    blocks = {row["n"]: row["s"] for row in page.data("conflict-blocks")["forest"]}
+    assert list(blocks) == list(BLOCKS)
+    at_end = np.mean([[step["moo"]["conflict"]["head"] for step in run[-2:]] for run in steps[:3]])
+    assert float(blocks["head"][0][1]) == pytest.approx(at_end, abs=6e-4)
+
+
+def test_shares_recipes_versions_and_runs(page: Page, runs: list[Path]) -> None:
+    share = {row["n"]: row["s"] for row in page.data("token-shares")["forest"]}
+    assert share["en"][0][1] == "12.5" and share["ja"][1][1] == "6.2"  # the first two come twice in 16 places
+    assert " en 7.1 12.5 40,960 7.1 12.5 40,960 " in page.words("tokens-table")
+    assert "moo-method mean cagrad" in page.words("recipes-table")
+    assert "seed 1 2 3 1 2 3" in page.words("recipes-table")
+    assert "torch 2.13.0 2.13.0" in page.words("versions-table")
+    assert all(run.name in page.words("runs-table") for run in runs)
+    assert "lr: 0.001" in page.words() and "3 pairs by seed" in page.words()
+
+
+def test_what_is_not_equal_is_said_first(tmp_path: Path) -> None:
+    runs = write_pairs(tmp_path, seeds=(1, 2), seen=("en", "de"), unseen=("ko",), blocks=("a",), steps=6)
+    (tmp_path / "cagrad-2" / "recipe.yaml").write_text(
+        (tmp_path / "cagrad-2" / "recipe.yaml").read_text().replace("2.13.0", "2.14.0")
+    )
+    change(tmp_path / "mean-2", seed=7)
+    path = tmp_path / "cagrad-1" / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        if line.get("event") == "valid":
+            line["bits_per_byte"]["de"] = None
+        elif "event" not in line:
+            line["tokens"]["en"] += 1
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(MooError, match="unequal tokens"):
+        page_of(runs)
+    page = page_of(runs, unequal=True)
+    words = page.words().split("Seen, difference")[0]
+    assert "UNEQUAL tokens: mean-1" in words
+    assert "different versions" in words and "torch 2.13.0 2.13.0 | 2.14.0" in page.words("versions-table")
+    assert "without a partner of the same seed and left out: cagrad-2, mean-2" in words
+    assert "left out: de" in words and "1 pair by seed" in words
+    rows = {row["n"]: row["s"][0] for row in page.data("forest-0")["forest"]}
+    assert set(rows) == {"en", "ko", "mean of seen", "mean of unseen", "worst seen"}
+    assert rows["en"][2] == ""  # one pair has no interval
+    assert "NaN" not in page.text
+
+
+def test_many_recipes_other_blocks_and_hostile_names(tmp_path: Path) -> None:
+    bad = "<img src=x onerror=alert(1)>"
+    few: dict[str, Any] = {"seen": ("en", bad), "unseen": ("ko",), "steps": 4, "eval_every": 2, "seeds": (1,)}
+    runs = write_pairs(tmp_path, ("mean", "cagrad", "pcgrad", "mgda", "upgrad"), blocks=("model",), **few)
+    runs += write_pairs(tmp_path, (bad,), blocks=tuple(f"b{i}" for i in range(60)), **few)
+    page = page_of(runs, unequal=True)
+    assert [p for p in page.plots() if p.startswith("forest-")] == [f"forest-{i}" for i in range(5)]
+    assert not list(page.root.iter("img"))
+    assert len(page.data("conflict-blocks")["rows"]) == 61  # more blocks than a forest plot can hold
+    assert bad in page.words("difference-table")
+
+
+def test_where_the_page_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = write_pairs(tmp_path, seeds=(1, 2), seen=("en", "de"), unseen=("ko",), blocks=("a",), steps=4)
+    assert page_path(compare([read_run(run) for run in runs])) == tmp_path / "compare-mean-1-cagrad-1.html"
+    assert main(["compare", *map(str, runs)]) == 0
+    assert str(tmp_path / "compare-mean-1-cagrad-1.html") in capsys.readouterr().out
+    mine = tmp_path / "mine.html"
+    assert main(["compare", *map(str, runs), "--reference", str(runs[-1]), "--page", str(mine)]) == 0
+    assert "mean against cagrad" in Page(mine).words()
+    assert sorted(path.name for path in tmp_path.glob("*.html*")) == [
+        "compare-mean-1-cagrad-1.html",
+        "mine.html",
+    ]
+    assert main(["compare", *map(str, runs), "--page", str(tmp_path / "nowhere" / "x.html")]) == 2
+    assert "the page cannot be written" in capsys.readouterr().err
