@@ -119,18 +119,22 @@ def _row(row: ForestRow, index: int, count: int, scale: Scale) -> Markup:
         up = coordinate((index + (number + 1) / (len(row.points) + 1)) / count)
         singles = "".join(f"M{coordinate(scale.place(v))} {up}h0" for v in point.single if math.isfinite(v))
         if singles:
-            parts.append(Markup('<path class="sg {}" d="{}"/>').format(point.classes, singles))
+            parts.append(
+                Markup('<path class="sg {}" data-n="{}" d="{}"/>').format(point.classes, point.name, singles)
+            )
         if math.isfinite(point.low) and math.isfinite(point.high):
             low, high = scale.place(point.low), scale.place(point.high)
             parts.append(
-                Markup('<path class="ci {}{}" d="M{} {}H{}"/>').format(
-                    point.classes, weight, coordinate(low), up, coordinate(high)
+                Markup('<path class="ci {}{}" data-n="{}" d="M{} {}H{}"/>').format(
+                    point.classes, weight, point.name, coordinate(low), up, coordinate(high)
                 )
             )
         if math.isfinite(point.value):
             place = coordinate(scale.place(point.value))
             parts.append(
-                Markup('<path class="pt {}{}" d="M{} {}h0"/>').format(point.classes, weight, place, up)
+                Markup('<path class="pt {}{}" data-n="{}" d="M{} {}h0"/>').format(
+                    point.classes, weight, point.name, place, up
+                )
             )
     return Markup("").join(parts)
 

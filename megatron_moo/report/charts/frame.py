@@ -96,7 +96,7 @@ def x_ticks(scale: Scale) -> Markup:
 def keys(named: Iterable[tuple[str, str]]) -> Markup:
     """What each colour stands for: (name, classes), each name once."""
     spans = Markup("").join(
-        Markup('<span data-n="{0}" title="{0}"><i class="dot {1}"></i>{0}</span>').format(name, classes)
+        Markup('<span title="{0}"><i class="dot {1}"></i>{0}</span>').format(name, classes)
         for name, classes in dict(named).items()
     )
     return Markup('<div class="keys">{}</div>').format(spans)

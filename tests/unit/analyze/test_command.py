@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_moo.analyze.analyze import between
 from megatron_moo.analyze.curves import CURVES
-from megatron_moo.analyze.hidden import collect, common_sentences
+from megatron_moo.analyze.hidden import Hidden, collect, common_sentences
 from megatron_moo.cli import main
 from megatron_moo.errors import MooError
 from megatron_moo.evaluate.aligned import read_aligned
+from megatron_moo.report.page import write_report
 from tests.unit.evaluate.tiny import opened, tiny_model, write_text
+from tests.unit.report.fake_run import FakeRun
+from tests.unit.report.html import Page
 
 
 def test_states_are_means_over_the_tokens_of_single_sentences(tmp_path: Path) -> None:
@@ -64,7 +68,10 @@ def test_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     out = tmp_path / "out"
     arguments = ["analyze", str(one), "--against", str(two), "--text", str(text), "--tokenizer", "byte"]
     assert main([*arguments, "--sentences", "16", "--out", str(out)]) == 0
-    found = json.loads((out / "analysis.json").read_text())["models"]
+    told = json.loads((out / "analysis.json").read_text())
+    found = told["models"]
+    assert [layer["layer"] for layer in told["between"]] == [0, 1, 2]
+    assert all(0 < layer["cka"] < 1 and set(layer["cka_by"]) == {"aa", "bb"} for layer in told["between"])
     assert [item["model"] for item in found] == ["before", "after"]
     for item in found:
         assert item["languages"] == ["aa", "bb"] and item["sentences"] == 16 and len(item["layers"]) == 3
@@ -81,5 +88,85 @@ def test_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         "after-cka.png",
         "after-plane.png",
     }
-    assert "chance of the" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert (
+        "chance of the" in shown
+        and "CKA between before and after" in shown
+        and "owns, all layers: aa " in shown
+    )
     assert main(["analyze", str(one), "--text", str(text), "--languages", "aa", "--tokenizer", "byte"]) == 2
+
+
+def test_a_model_is_all_like_itself_and_depths_must_be_equal() -> None:
+    random = np.random.default_rng(0)
+    one = Hidden(("aa", "bb"), [random.normal(size=(2, 9, 5)) for _ in range(3)], [])
+    for layer in between(one, one):
+        assert layer["cka"] == pytest.approx(1.0) and layer["cka_by"]["bb"] == pytest.approx(1.0)
+    other = Hidden(one.languages, [one.states[0], one.states[1], random.normal(size=(2, 9, 7))], [])
+    assert [round(layer["cka"], 6) == 1 for layer in between(one, other)] == [True, True, False]
+    assert between(one, Hidden(one.languages, one.states[:2], [])) == []
+
+
+def test_a_run_gets_its_files_beside_it_and_its_page_shows_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest checkpoint against an earlier one of the same run, then eval, then the report."""
+    run = _run(tmp_path / "run", {20: 0, 40: 1})
+    text = write_text(tmp_path / "text", pages=12)
+    monkeypatch.chdir(tmp_path)
+    common = ["--text", str(text), "--tokenizer", "byte"]
+    earlier = run / "checkpoints" / "iter_0000020"
+    assert (
+        main(["analyze", str(run), "--against", str(earlier), *common, "--sentences", "12", "--tokens", "24"])
+        == 0
+    )
+    found = json.loads((run / "analysis" / "analysis.json").read_text())["models"]
+    assert [(item["model"], item["step"]) for item in found] == [("run", 40), ("run-iter_0000020", 20)]
+    assert (
+        main(
+            [
+                "eval",
+                str(run),
+                *common,
+                "--seq-length",
+                "32",
+                "--windows",
+                "2",
+                "--items",
+                "6",
+                "--new-tokens",
+                "4",
+            ]
+        )
+        == 0
+    )
+    assert json.loads((run / "eval.json").read_text())["step"] == 40
+    shown = capsys.readouterr().out
+    assert f"megatron-moo report {run} shows them" in shown and f"megatron-moo report {run} shows it" in shown
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf-20", "hf-40", "run", "text"]
+    page = Page(write_report(run))
+    assert {"eval-table", "eval-cloze", "layer-cka", "layer-between", "plane-0-1", "cka-matrix-1"} <= set(
+        page.plots()
+    )
+    assert "Not measured for this run" not in page.words("eval-table")
+    value = found[0]["layers"][2]["silhouette"]
+    assert page.data("layer-silhouette")["s"][0]["v"][2] == pytest.approx(value, rel=1e-2)
+    assert "This is the checkpoint of step 40; the run has gone on to step 60 since." in page.words()
+
+
+def _run(folder: Path, steps: dict[int, int]) -> Path:
+    """A run folder with a checkpoint of a tiny model at each of ``steps`` (step to seed)."""
+    from megatron_moo.convert.importer import import_checkpoint
+
+    FakeRun(seen=("aa", "bb"), unseen=(), blocks=("a",)).write(folder)
+    (folder / "recipe.yaml").write_text(f"flags:\n  seq-length: 32\n  corpus: {folder}/gone\n")
+    for step, seed in steps.items():
+        hf = tiny_model(folder.parent / f"hf-{step}", seed=seed)
+        import_checkpoint(hf, folder / f"imported-{step}")
+        place = folder / "checkpoints" / f"iter_{step:07d}"
+        place.parent.mkdir(exist_ok=True)
+        (folder / f"imported-{step}" / "release").rename(place)
+        (folder / f"imported-{step}" / "hf").replace(place.parent / f"hf-{step}")
+    place.with_name(f"hf-{step}").rename(place.with_name("hf"))
+    (folder / "checkpoints" / "latest_checkpointed_iteration.txt").write_text(str(max(steps)))
+    return folder
