@@ -19,6 +19,7 @@ from megatron_moo.report.summary import RunSummary, mean, summarize
 
 SHORT = 22  # characters of a name beside a line
 POINTS = 160
+MOST_BANDS = 3  # arms; the bands of more would cover each other
 Values = Mapping[int, float]  # step to value
 
 
@@ -97,7 +98,7 @@ def _mean(values: object) -> float:
 def series(
     arms: Sequence[Arm], pick: Callable[[RunMetrics], Values], dashes: str = ""
 ) -> tuple[Array, list[Series], str]:
-    """A line per arm over the union of steps: mean over its runs, band from the lowest to the highest.
+    """A line per arm over the union of steps: mean over its runs, band from the lowest to the highest (of few arms).
 
     Args:
         arms: the arms.
@@ -122,7 +123,7 @@ def series(
         if not whole.any():
             continue
         table = np.where(whole, table, math.nan)
-        many = len(runs) > 1
+        many = len(runs) > 1 and len(arms) <= MOST_BANDS
         lines.append(
             Series(
                 arm.short, table.mean(axis=0), f"{arm.classes.split()[0]} {dashes or arm.classes.split()[1]}",

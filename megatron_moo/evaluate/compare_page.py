@@ -70,10 +70,10 @@ def _tiles(both: Both) -> Iterator[Tile]:
         rows = both.found.differences[arm.name]
         for key, title in names.items():
             if key in rows:
-                yield _tile(title, arm, both.arms[0], rows[key])
+                yield _tile(title, arm, both.arms[0], rows[key], len(others) == 1)
 
 
-def _tile(title: str, arm: Arm, reference: Arm, item: Difference) -> Tile:
+def _tile(title: str, arm: Arm, reference: Arm, item: Difference, alone: bool) -> Tile:
     interval = (
         "one pair" if item.pairs < 2 else f"95 % {shown(item.low)} to {shown(item.high)}, {item.pairs} pairs"
     )

@@ -11,6 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from megatron_moo.evaluate.arms import (
+    MOST_BANDS,
     Arm,
     Spread,
     bits_of,
@@ -72,8 +73,8 @@ def difference_section(both: Both) -> Section:
     lead = (
         f"Bits per byte of held-out text at the last validation, each recipe minus {reference}, run by run over "
         "pairs of one seed: left of the line it is better. Heavy: mean difference, with a 95 % bootstrap interval "
-        "over pairs; faint: the pairs themselves. An interval says nothing about other data, sizes or lengths of "
-        "training."
+        "over pairs; faint: the pairs themselves. No interval is corrected for the number of rows or recipes, and none "
+        "says anything about other data, sizes or lengths of training."
     )
     figures = [_forest(both, arm, i) for i, arm in enumerate(both.arms[1:])]
     return Section("difference", "Differences", lead, (*figures, _difference_table(both)))
@@ -201,8 +202,9 @@ def _range(values: Spread) -> str:
 def curves_section(both: Both) -> Section:
     """Loss curves per arm, and the difference over time."""
     lead = (
-        "Lines are means over the runs of a recipe, bands reach from the lowest to the highest run. A difference that "
-        "stands at the end only may be chance; one that stands from early on and stays is worth more runs."
+        f"Lines are means over the runs of a recipe, bands (of {MOST_BANDS} recipes at most) reach from the lowest to "
+        "the highest run. A difference that stands at the end only may be chance; one that stands from early on and "
+        "stays is worth more runs."
     )
     figures = [
         _curve(
@@ -222,6 +224,8 @@ def _curve(
     both: Both, plot: str, title: str, unit: str, pick: Callable[[RunMetrics], Mapping[int, float]]
 ) -> Markup:
     x, lines, note = series(both.arms, pick)
+    if plot != "train-curve":
+        note = note.replace("step", "validation")
     return line_chart(Figure(plot, title, unit, note, height=280), x, lines, points=len(x) <= 30)
 
 
@@ -248,14 +252,15 @@ def _difference_curve(both: Both) -> Markup:
                 dtype=np.float64,
             )
             name = (part.lstrip(", ") or "seen") if len(both.arms) == 2 else f"{arm.short}{part}"
-            ends = (rows.min(axis=0), rows.max(axis=0)) if len(rows) > 1 else (None, None)
+            banded = len(rows) > 1 and len(both.arms) <= MOST_BANDS
+            ends = (rows.min(axis=0), rows.max(axis=0)) if banded else (None, None)
             classes = f"{arm.classes.split()[0]} {'d1' if part else 'd0'}"
             lines.append(Series(name, rows.mean(axis=0), classes, *ends))
     spec = Figure(
         "difference-curve",
         f"Difference to {both.arms[0].short} over time",
         BITS,
-        "Mean over pairs, band over all of them; below 0 the recipe is better. Dashed: unseen languages.",
+        "Mean over pairs, bands over all of them; below 0 the recipe is better. Dashed: unseen languages.",
         height=280,
     )
     parts = [part for line in lines for part in (line.values, line.low, line.high) if part is not None]

@@ -48,6 +48,7 @@ def put(path: Path, page: str) -> Path:
         draft.write_text(page, encoding="utf-8")
         os.replace(draft, path)
     except OSError as error:
+        draft.unlink(missing_ok=True)
         raise MooError(
             f"the page cannot be written ({error.strerror})", str(path), "name another place"
         ) from error

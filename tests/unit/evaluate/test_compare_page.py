@@ -172,3 +172,5 @@ def test_where_the_page_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     ]
     assert main(["compare", *map(str, runs), "--page", str(tmp_path / "nowhere" / "x.html")]) == 2
     assert "the page cannot be written" in capsys.readouterr().err
+    assert main(["compare", *map(str, runs), "--page", str(runs[0])]) == 2  # a folder
+    assert not list(tmp_path.glob("*.part"))
