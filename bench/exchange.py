@@ -61,7 +61,9 @@ class Ours:
             (Segment(0, shard, 0, Kind.OWN),),
             ranks=tuple(range(world)),
         )
-        find_hierarchies([self.plan], exchange, self.step.schedule, nodes_of_ranks(options.ranks_per_node), 1)
+        find_hierarchies(
+            [self.plan], exchange, "fp32", self.step.schedule, nodes_of_ranks(options.ranks_per_node), 1
+        )
         self.step.place([self.plan], ["block"], "", rank, counts_tokens=True)
         self.exchange = Exchange(self.step, dist.reduce_scatter_tensor, dist.reduce_scatter_tensor)
         self.exchange.register([self.plan])

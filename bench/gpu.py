@@ -26,6 +26,7 @@ from megatron_moo.kernels import (
     solve_blocks,
     unpack,
 )
+from megatron_moo.kernels.solve import SOLVED
 from megatron_moo.moo import make_method
 
 HEAD = """\
@@ -114,25 +115,21 @@ def solves() -> list[tuple[str, float]]:
     """(method, seconds) for 512 blocks of 8 rows."""
     J = torch.randn(BLOCKS, K, 64, device="cuda", dtype=torch.float64)
     gramians = J @ J.mT
-    return [
-        (name, seconds(partial(solve_blocks, make_method(name), gramians))) for name in ("mgda", "cagrad")
-    ]
+    return [(name, seconds(partial(solve_blocks, make_method(name), gramians))) for name in SOLVED]
 
 
 def whole_step() -> tuple[float, float]:
     """Seconds of MOO in a step of an 8B model at 8 lanes, and of that model's backward pass.
 
-    MOO: for every bucket a copy (the rows that arrive are parked), Gramian and combination of 8 rows of the shard, and
-    one solve. The wire itself is not here. Backward: twice the matrix products of the forward pass, in bf16, and the
-    products of attention.
+    MOO: for every bucket Gramian and combination of 8 rows of the shard, and one solve. The wire itself is not here.
+    Backward: twice the matrix products of the forward pass, in bf16, and the products of attention.
     """
     shard = BUCKET // LANES
-    rows, received = torch.randn(K, shard, device="cuda"), torch.randn(K, shard, device="cuda")
+    rows = torch.randn(K, shard, device="cuda")
     table, out = table_of(shard, 2), torch.empty(shard, device="cuda")
     weights = torch.rand(2, K, device="cuda", dtype=torch.float64)
 
     def bucket() -> None:
-        rows.copy_(received)
         gramian_segments([rows], table)
         combine_segments([rows], weights, table, out, norms=False)
 

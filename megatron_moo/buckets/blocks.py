@@ -146,6 +146,7 @@ class BucketPlan:
         nodes: node of every member, ``[members]``; one node where nothing is known.
         hierarchy: how its exchange can go in two stages, or None.
         group: g of the step under way: so many members next to each other arrive as one row; 1 is the flat exchange.
+        at: where the rows of the pass under way wait (``parking.py``); None before they arrived.
     """
 
     name: str
@@ -159,6 +160,7 @@ class BucketPlan:
     nodes: tuple[int, ...] = ()
     hierarchy: Any = None
     group: int = 1
+    at: torch.Tensor | None = None
 
     @cached_property
     def own_table(self) -> SegmentTable:
@@ -193,3 +195,8 @@ class BucketPlan:
     def rows(self) -> torch.Tensor:
         """The gradient buffer seen as the rows that arrive, ``[members / g, shard]``."""
         return self.grad.view(self.members, self.shard)[: self.members // self.group]
+
+    @property
+    def parked(self) -> torch.Tensor:
+        """The rows that wait for the weights, ``[members / g, shard]``."""
+        return self.rows if self.at is None else self.at

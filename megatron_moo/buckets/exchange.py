@@ -2,11 +2,12 @@
 
     before        grad of member j   = | for shard 0 | for shard 1 | ... |        one objective's gradient
     all-to-all    receive of member i = | from 0      | from 1      | ... |       D rows of shard i
-    parked        the receive buffer is copied over grad, which is dead until the next zeroing
+    parked        received over buckets that are dead until the next zeroing (``parking.py``)
 
 The bytes sent are a ring reduce-scatter's, (D-1)/D of the bucket. Megatron drains a bucket's predecessor
-before it starts the next (``previous_grad_reduce_bucket_group``), so one receive buffer serves all buckets
-of a backward pass: a new one for each would cost a page fault per 4 kB. With a narrower wire the bucket is
+before it starts the next (``previous_grad_reduce_bucket_group``), so where rows are not received right where they
+stay, one receive buffer serves all buckets of a backward pass: a new one for each would cost a page fault per 4 kB.
+With a narrower wire the bucket is
 packed first, and what arrives is unpacked over the gradient buffer at once (``wire.py``). Where several members compute
 one objective the exchange can go in two stages (``hierarchy.py``).
 """
@@ -113,7 +114,10 @@ class Exchange:
             return None
         with self._side.behind(), self._step.phases.beside():
             self._send(plan, group, async_op=True).wait()
-        return Done() if async_op else None
+        if async_op:
+            return Done()
+        self._side.join()  # the caller reads the bucket next: several instances sum their shards
+        return None
 
     def join(self) -> None:
         """Let the current stream wait for every exchange of the pass."""
@@ -140,7 +144,8 @@ class Exchange:
                 sent = (
                     plan.grad if wire is None else wire.pack(plan.rows, self._key(plan), self._step.objective)
                 )
-                received = self._take(sent)
+                room = self._step.room(plan) if wire is None else None
+                received = self._take(sent) if room is None else room
                 work = dist.all_to_all_single(received, sent.view(-1), group=group, async_op=async_op)
                 self._count_bytes(plan, sent, range(plan.members))
         return Arrival(work, partial(then, received, sent), phases, plan.name)
@@ -195,12 +200,12 @@ class Exchange:
         return self._wire
 
     def _take(self, like: torch.Tensor) -> torch.Tensor:
-        """A receive buffer: one that is free and large enough, or a new one in place of those too small."""
+        """A receive buffer: one that is free and large enough, or a new one in place of those of its kind."""
         for index, buffer in enumerate(self._free):
             if buffer.numel() >= like.numel() and buffer.dtype == like.dtype:
                 del self._free[index]
                 return buffer[: like.numel()]
-        self._free.clear()
+        self._free = [buffer for buffer in self._free if buffer.dtype != like.dtype]
         return torch.empty(like.numel(), dtype=like.dtype, device=like.device)
 
     def _release(self, received: torch.Tensor) -> None:

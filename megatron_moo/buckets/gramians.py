@@ -6,6 +6,8 @@ from collections.abc import Collection, Sequence
 
 import torch
 
+from megatron_moo.buckets.constants import constant
+
 Place = tuple[int, int]  # (slot, lane)
 
 
@@ -60,19 +62,21 @@ class GramianSum:
         """
         for lanes, noted in self._noted.items():
             raw = torch.stack([products for _, products in noted])
-            block = torch.tensor([block for block, _ in noted], device=raw.device)
+            block = constant(tuple(block for block, _ in noted), raw.device)
             positions = [(slot, lane) for slot in slots for lane in lanes]
-            counted = [[(min(a, b), max(a, b)) in pairs for b, _ in positions] for a, _ in positions]
-            if not all(map(all, counted)):
-                raw = torch.where(torch.tensor(counted, device=raw.device), raw, 0.0)
-            index = torch.tensor(
-                [self._assignment[slot][lane] for slot, lane in positions], device=raw.device
+            counted = tuple(
+                tuple((min(a, b), max(a, b)) in pairs for b, _ in positions) for a, _ in positions
             )
+            if not all(map(all, counted)):
+                raw = torch.where(constant(counted, raw.device, torch.bool), raw, 0.0)
+            index = constant(tuple(self._assignment[slot][lane] for slot, lane in positions), raw.device)
             places = (block[:, None, None], index[None, :, None], index[None, None, :])
             self.gramians.index_put_(places, raw, accumulate=True)
             for objective, first, second in self._twins:
-                a = [row for row, position in enumerate(positions) if position == first]
-                b = [row for row, position in enumerate(positions) if position == second]
+                a, b = (
+                    constant(tuple(row for row, at in enumerate(positions) if at == place), raw.device)
+                    for place in (first, second)
+                )
                 sums = (raw[:, a][:, :, b].sum(), raw[:, a][:, :, a].sum(), raw[:, b][:, :, b].sum())
                 self.same[objective] += torch.stack(sums)
         self._noted = {}

@@ -6,7 +6,8 @@
                                                       at position p of every group
     stage 2      (0   2   4   6) (1   3   5   7)      all-to-all of the members at equal positions: one row a group
 
-Every rank sends (1 - 1/D) of the bucket, as in the flat exchange and in a ring. What differs is where it goes: with a
+Every rank sends (1 - 1/D) of the bucket, as in the flat exchange and in a ring: (1 - 1/g) of it in stage 1, always in
+fp32, and G - 1 rows in stage 2, in the wire's type (G = D / g groups). What differs is where it goes: with a
 group inside a node only stage 2 leaves it, 1/g of the bucket (DESIGN section 3, "Bytes"). The schedule puts equal
 objectives side by side (``data/schedule.py``); a step in which a group computes different objectives goes flat.
 """
@@ -23,7 +24,9 @@ import torch
 import torch.distributed as dist
 
 from megatron_moo.buckets.blocks import BucketPlan
+from megatron_moo.buckets.wire import row_bytes
 from megatron_moo.errors import MooError
+from megatron_moo.kernels.rows import GROUP
 
 EXCHANGES = ("auto", "flat", "hierarchical")
 # Twins inside a group are summed before their cosine can be taken: the noise floor is measured in flat steps.
@@ -78,14 +81,16 @@ def one_objective_each(assignment: Sequence[Sequence[int]], lanes: Sequence[int]
     return common_size([assignment], lanes) % size == 0
 
 
-def between_nodes(nodes: Sequence[int], size: int) -> float:
-    """What all members of a bucket send to other nodes, in buckets; ``size`` 1 is the flat exchange.
+def between_nodes(nodes: Sequence[int], size: int, wire: str = "fp32") -> float:
+    """What all members of a bucket send to other nodes, in buckets of fp32; ``size`` 1 is the flat exchange.
 
     Args:
         nodes: node of every member.
         size: g.
+        wire: how rows travel in the second stage, and in the flat exchange; the first sums gradients in fp32.
     """
     members, sent = len(nodes), 0.0
+    narrow = row_bytes(GROUP, wire) / row_bytes(GROUP, "fp32")
     for me in range(members):
         for other in range(members):
             if nodes[me] == nodes[other]:
@@ -93,35 +98,37 @@ def between_nodes(nodes: Sequence[int], size: int) -> float:
             if me // size == other // size:
                 sent += 1.0 / size
             elif me % size == other % size:
-                sent += 1.0 / members
+                sent += narrow / members
     return sent
 
 
-def choose_size(exchange: str, largest: int, nodes: Sequence[int]) -> int:
+def choose_size(exchange: str, largest: int, nodes: Sequence[int], wire: str = "fp32") -> int:
     """g for a bucket, 1 for the flat exchange.
 
     Args:
         exchange: one of :data:`EXCHANGES`; ``auto`` groups where that sends less between nodes.
         largest: what :func:`common_size` found.
         nodes: node of every member.
+        wire: one of :data:`~megatron_moo.buckets.wire.WIRES`.
     """
     if exchange == "flat" or largest == 1:
         return 1
     sizes = [size for size in range(2, largest + 1) if largest % size == 0]
-    best = min(sizes, key=lambda size: (between_nodes(nodes, size), -size))
-    if exchange == "auto" and between_nodes(nodes, best) >= between_nodes(nodes, 1):
+    best = min(sizes, key=lambda size: (between_nodes(nodes, size, wire), -size))
+    if exchange == "auto" and between_nodes(nodes, best, wire) >= between_nodes(nodes, 1, wire):
         return 1
     return best
 
 
 def find_hierarchies(
-    plans: Sequence[BucketPlan], exchange: str, schedule: Any, nodes: Sequence[int], first: int
+    plans: Sequence[BucketPlan], exchange: str, wire: str, schedule: Any, nodes: Sequence[int], first: int
 ) -> None:
     """Give every bucket its :class:`Hierarchy` (or none) and say where its members are. A collective call.
 
     Args:
         plans: the rank's buckets.
         exchange: one of :data:`EXCHANGES`.
+        wire: how rows travel.
         schedule: tells the objectives of a step.
         nodes: node of every global rank.
         first: the step that comes next.
@@ -134,7 +141,7 @@ def find_hierarchies(
     for plan in plans:
         plan.nodes = tuple(nodes[rank] for rank in plan.ranks)
         if plan.ranks not in sizes and plan.instances is None:
-            sizes[plan.ranks] = choose_size(exchange, common_size(assignments, plan.lanes), plan.nodes)
+            sizes[plan.ranks] = choose_size(exchange, common_size(assignments, plan.lanes), plan.nodes, wire)
     everyone: list = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, sorted((ranks, size) for ranks, size in sizes.items() if size > 1))
     wanted = sorted({pair for pairs in everyone for pair in pairs})

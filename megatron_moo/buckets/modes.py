@@ -28,6 +28,9 @@ class ObserveStep(MooStep):
         self._before: dict[str, torch.Tensor] = {}
         self._rows: dict[str, list[torch.Tensor]] = {plan.name: [] for plan in self.plans}
 
+    def room(self, plan: BucketPlan) -> None:
+        """None: the update is written as soon as the rows are there, over what would be rows of other buckets."""
+
     def arrived(self, plan: BucketPlan, received: torch.Tensor) -> bool:
         before = self._before.get(plan.name)
         several = self.config.slots > 1

@@ -300,6 +300,7 @@ class Seam:
         find_hierarchies(
             plans,
             "flat" if config.observe else config.exchange,
+            config.wire,
             self.step.schedule,
             nodes_of_ranks(config.ranks_per_node),
             self.current_step(),

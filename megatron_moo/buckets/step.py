@@ -21,8 +21,10 @@ import torch.distributed as dist
 
 from megatron_moo.buckets.blocks import BucketPlan, Kind, Segment
 from megatron_moo.buckets.config import MooConfig
+from megatron_moo.buckets.constants import constant
 from megatron_moo.buckets.gramians import GramianSum
 from megatron_moo.buckets.hierarchy import FLAT_EVERY, one_objective_each
+from megatron_moo.buckets.parking import Parking
 from megatron_moo.buckets.partial import sum_over, summed_copies
 from megatron_moo.buckets.passes import Pass, plan_passes
 from megatron_moo.buckets.phases import Phases
@@ -116,6 +118,7 @@ class MooStep:
         self._lane = 0
         self._members = ""
         self._drops = 0
+        self._unread: torch.Tensor | None = None
         self.now = Pass(0)
         self.passes: tuple[Pass, ...] = (self.now,)
         self.phases = Phases(torch.device("cpu"))
@@ -152,6 +155,7 @@ class MooStep:
             world: all ranks, in a communicator of its own: the reduction must not queue behind Megatron's.
         """
         self.plans, self.block_names, self._lane = plans, tuple(block_names), lane
+        self._parking = Parking(plans)
         if self._members not in ("", members):
             raise MooError(
                 "the checkpoint's blocks hold other parameters (buckets depend on the layout)",
@@ -222,6 +226,7 @@ class MooStep:
     def begin_pass(self, now: Pass) -> None:
         """Start one of :attr:`passes`."""
         self.now = now
+        self._parking.begin()
         if not now.held:
             self._kept = {plan.name: [] for plan in self.plans}
 
@@ -235,16 +240,23 @@ class MooStep:
         """What this rank computes in the current slot."""
         return self._assignment[self.now.slot][self._lane]
 
+    def room(self, plan: BucketPlan) -> torch.Tensor | None:
+        """Where the rows of a bucket may be received and stay until the weights are known, or None."""
+        return self._parking.room(plan) if self.now.pairs else None
+
     def arrived(self, plan: BucketPlan, received: torch.Tensor) -> bool:
         """Park the rows ``[members, shard]`` of a bucket and form their Gramians, or keep them for a later pass.
 
         Returns:
             whether ``received`` may be overwritten.
         """
-        if self.now.pairs:
-            self._park(plan, received)
-            return True
-        return self._keep(plan, received)
+        if not self.now.pairs:
+            return self._keep(plan, received)
+        if self._parking.stay(plan, received):
+            self._park(plan, received, [])
+            return False
+        self._park(plan, received, self._moves(plan, received))
+        return True
 
     def _keep(self, plan: BucketPlan, received: torch.Tensor) -> bool:
         """Keep the rows of an earlier slot outside the gradient buffer; returns whether they were copied."""
@@ -257,31 +269,38 @@ class MooStep:
         self._kept[plan.name].append(kept)
         return kept is not received
 
-    def _park(self, plan: BucketPlan, received: torch.Tensor) -> None:
-        """Copy the rows of the pass over the gradient buffer, which is dead until the next zeroing.
-
-        This rank's own row is there already. The Gramian is formed on the way, while the values are in the cache.
-        """
-        others = [slice(0, plan.rank), slice(plan.rank + 1, plan.members)]
-        moves = [(received[r], plan.rows[r]) for r in others if r.start < r.stop]
-        if plan.group > 1:  # a row is a sum over its group: none of them is here already
-            moves = [(received, plan.rows)]
+    @staticmethod
+    def _moves(plan: BucketPlan, received: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """What must be copied over the bucket, which is dead until the next zeroing; this rank's own row is there."""
         if received.data_ptr() == plan.grad.data_ptr():
-            moves = []
+            return []
+        if plan.group > 1:  # a row is a sum over its group: none of them is here already
+            return [(received, plan.rows)]
+        others = [slice(0, plan.rank), slice(plan.rank + 1, plan.members)]
+        return [(received[r], plan.rows[r]) for r in others if r.start < r.stop]
+
+    def _park(
+        self,
+        plan: BucketPlan,
+        received: torch.Tensor,
+        moves: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    ) -> None:
+        """Form the Gramian of the rows of a pass, and copy what has to move while it is in the cache."""
         if plan.instances is not None:
             # Megatron itself sums this rank's own row over the instances, after this call: the rest is ours, and the
             # Gramian waits for the end of the backward pass.
             with self.phases("exchange"):
                 for source, target in moves:
                     target.copy_(source)
-                sum_over([plan.rows[r] for r in others], plan.instances)
+                others = [plan.rows[: plan.rank], plan.rows[plan.rank + 1 :]]
+                sum_over(others, plan.instances)
             return
         with self.phases("gramian"):
             scale = self._scale(plan)
             if scale is None and self._at_once(plan):
                 for source, target in moves:
                     target.copy_(source)
-                products, _ = gramian_segments([*self._kept[plan.name], plan.rows], plan.own_table)
+                products, _ = gramian_segments([*self._kept[plan.name], plan.parked], plan.own_table)
                 for block, raw in zip(plan.own_table.blocks, products, strict=True):
                     self._sum.note(plan.row_lanes, block, raw)
                 return
@@ -297,7 +316,7 @@ class MooStep:
 
     def _at_once(self, plan: BucketPlan) -> bool:
         """Whether one launch serves all segments of a bucket; on a CPU each is parked while it is in the cache."""
-        return plan.grad.is_cuda and few_enough([*self._kept[plan.name], plan.rows])
+        return plan.grad.is_cuda and few_enough([*self._kept[plan.name], plan.parked])
 
     def _add_gramians(self, plan: BucketPlan) -> None:
         with self.phases("gramian"):
@@ -396,6 +415,7 @@ class MooStep:
             else:
                 self._coefficients = weights * per
             self._kept = {}
+            self._parking.end()
         self.last = Resolved(self._step, gramians, weights, counts, dropped, same, riders, self.phases)
         self._watch_drops(dropped)
         for call in self.on_resolved:
@@ -406,10 +426,10 @@ class MooStep:
         """Combine the rows into every bucket's own shard, with ``coefficients`` ``[B, K]``."""
         # Asking costs a synchronisation on a GPU, where masking costs less.
         masked = coefficients.is_cuda or bool(dropped.any())
-        for plan in self.plans:
-            members = self._objectives_of(plan)
+        for plan in self._parking.backwards:
+            members = constant(self._objectives_of(plan), coefficients.device)
             if self._at_once(plan):
-                rows = [*self._kept[plan.name], plan.rows]
+                rows = [*self._kept[plan.name], plan.parked]
                 combine_segments(rows, coefficients[:, members], plan.table, plan.own, masked, norms=False)
                 continue
             for segment in plan.segments:
@@ -423,12 +443,12 @@ class MooStep:
         pieces = flat.split([part.numel() for part in parts])
         return [piece.view_as(part) for piece, part in zip(pieces, parts, strict=True)]
 
-    def _objectives_of(self, plan: BucketPlan) -> list[int]:
+    def _objectives_of(self, plan: BucketPlan) -> tuple[int, ...]:
         """Objective of every row of a bucket, slot by slot, ``[slots * members / g]``."""
-        return [objectives[lane] for objectives in self._assignment for lane in plan.row_lanes]
+        return tuple(objectives[lane] for objectives in self._assignment for lane in plan.row_lanes)
 
     def _columns(self, plan: BucketPlan, segment: Segment) -> list[torch.Tensor]:
-        pieces = [*self._kept[plan.name], plan.rows]
+        pieces = [*self._kept[plan.name], plan.parked]
         return [rows[:, segment.start : segment.end] for rows in pieces]
 
     def _add_partial_gramians(self) -> None:
@@ -453,6 +473,12 @@ class MooStep:
         self._members = state.get("members", "")
 
     def _watch_drops(self, dropped: torch.Tensor) -> None:
+        """Stop after too many steps with bad gradients; on a GPU a step later, when nothing waits for the answer."""
+        if dropped.is_cuda:
+            last, self._unread = self._unread, dropped
+            if last is None:
+                return
+            dropped = last
         names = [name for name, gone in zip(self.objectives, dropped.tolist(), strict=True) if gone]
         self._drops = self._drops + 1 if names else 0
         if self._drops >= _DROPPED_IN_A_ROW:

@@ -10,6 +10,7 @@ import torch
 from megatron_moo.buckets.adaptive import AdaptiveBlocks
 from megatron_moo.buckets.blocks import EXCLUDED
 from megatron_moo.buckets.config import MooConfig
+from megatron_moo.buckets.constants import constant
 from megatron_moo.kernels import solve_blocks
 
 
@@ -38,6 +39,8 @@ class WeightSolver:
     def place(self, names: Sequence[str], objectives: int, device: torch.device) -> None:
         """Say which blocks the model has."""
         self._names = tuple(names)
+        if self.preference is not None:
+            self.preference = self.preference.to(device)
         if self.config.block != "auto":
             return
         self.auto = AdaptiveBlocks(names, objectives, self.config.auto_every, device)
@@ -88,7 +91,7 @@ class WeightSolver:
         strength = self.config.strength_at(step)
         if strength != 1.0:
             weights = u + strength * (weights - u)
-        excluded = torch.tensor([name == EXCLUDED for name in names], device=weights.device)
+        excluded = constant(tuple(name == EXCLUDED for name in names), weights.device, torch.bool)
         return torch.where(excluded[:, None], u, weights)
 
     def state_dict(self) -> dict[str, Any]:

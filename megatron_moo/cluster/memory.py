@@ -140,7 +140,7 @@ def group_size(settled: Settled, buffer: Buffer) -> int:
     lanes = [member % stage // in_lane for member in buffer.members]
     nodes = [member // settled.gpus_per_node for member in buffer.members]
     steps = [schedule.assignment(step) for step in range(8)]
-    return choose_size(config.exchange, common_size(steps, lanes), nodes)
+    return choose_size(config.exchange, common_size(steps, lanes), nodes, config.wire)
 
 
 def received_bytes(buffer: Buffer, bucket: int, wire: str) -> int:

@@ -1,7 +1,7 @@
 """MGDA for many blocks in one launch; the twin, with the mathematics, is ``moo/mgda.py`` and ``moo/nnls.py``."""
 
 # Triton's functions take what Triton makes of their arguments: they have no Python types.
-# ruff: noqa: ANN001, ANN201, ANN202
+# ruff: noqa: ANN001, ANN201
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def mgda_kernel(
     C, s, _, present, sound = problem(gramians, preference, preference_stride, K, KP)
     q = tl.where(present, tl.min(tl.where(present, s, float("inf")), axis=0) / s, 0.0)
     A = C + q[:, None] * q[None, :]
-    x = _nnls(A, q, present.to(tl.float64), STEPS, RIDGE, K, KP) * q
+    x = nnls(A, q, present.to(tl.float64), STEPS, RIDGE, K, KP) * q
     total = tl.sum(x, axis=0)
     w = tl.where(present, x / tl.maximum(total, 2.2250738585072014e-308), 0.0)
     k = tl.arange(0, KP)
@@ -29,7 +29,7 @@ def mgda_kernel(
 
 
 @triton.jit
-def _nnls(A, b, m, STEPS: tl.constexpr, RIDGE: tl.constexpr, K: tl.constexpr, KP: tl.constexpr):
+def nnls(A, b, m, STEPS: tl.constexpr, RIDGE: tl.constexpr, K: tl.constexpr, KP: tl.constexpr):
     """``argmin_{x >= 0} 1/2 x^T A x - b^T x``: Mehrotra's predictor and corrector, a fixed number of steps."""
     absent = 1.0 - m
     count = tl.maximum(tl.sum(m, axis=0), 1.0)

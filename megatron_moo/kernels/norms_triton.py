@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from megatron_moo.kernels.pack_triton import rounded
+from megatron_moo.kernels.pack_triton import rounded, widened
 
 # Programs of the backward pass: each adds up the weight's gradient over its rows, the sums are added at the end.
 PROGRAMS = 528  # 4 on each of 132 multiprocessors
@@ -21,8 +21,8 @@ def forward_kernel(x, weight, y, inverse, n, eps, ZERO_CENTERED: tl.constexpr, W
     row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, WIDTH)
     live = k < n
-    values = tl.load(x + row * n + k, mask=live, other=0.0).to(tl.float32)
-    w = tl.load(weight + k, mask=live, other=0.0).to(tl.float32)
+    values = widened(tl.load(x + row * n + k, mask=live, other=0.0))
+    w = widened(tl.load(weight + k, mask=live, other=0.0))
     if ZERO_CENTERED:
         w += 1.0
     r = 1.0 / tl.sqrt_rn(tl.sum(values * values, axis=0) / n + eps)
@@ -37,14 +37,14 @@ def backward_kernel(
     first = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, WIDTH)
     live = k < n
-    w = tl.load(weight + k, mask=live, other=0.0).to(tl.float32)
+    w = widened(tl.load(weight + k, mask=live, other=0.0))
     if ZERO_CENTERED:
         w += 1.0
     total = tl.zeros([WIDTH], tl.float32)
     for row in range(first, rows, tl.num_programs(0)):
-        g = tl.load(grad + row * n + k, mask=live, other=0.0).to(tl.float32)
+        g = widened(tl.load(grad + row * n + k, mask=live, other=0.0))
         r = tl.load(inverse + row)
-        unit = tl.load(x + row * n + k, mask=live, other=0.0).to(tl.float32) * r
+        unit = widened(tl.load(x + row * n + k, mask=live, other=0.0)) * r
         total += g * unit
         g *= w
         d = r * (g - unit * (tl.sum(g * unit, axis=0) / n))

@@ -58,6 +58,15 @@ def rounded(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def widened(x):
+    """fp32 or bf16 as fp32. From bf16 with integers: Triton's interpreter loses denormals."""
+    if x.dtype == tl.bfloat16:
+        return (x.to(tl.int16, bitcast=True).to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return x.to(tl.float32)
+
+
+@triton.jit
 def to_number(code, MANTISSA: tl.constexpr):
     """uint8 codes as fp32; both formats are the upper bits of a half."""
     wide = code.to(tl.int16)
@@ -90,7 +99,7 @@ def to_code(q, up_to, MANTISSA: tl.constexpr, LOW: tl.constexpr, CHANCE: tl.cons
     return (code | ((bits >> 24) & 0x80)).to(tl.uint8)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed0", "seed1"])  # a word of 1 would be a constant, which has no dtype
 def pack_kernel(
     rows, row_stride, out, out_words, residual, residual_stride, n, seed0, seed1,
     MANTISSA: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, LARGEST: tl.constexpr, BELOW: tl.constexpr,
@@ -101,7 +110,7 @@ def pack_kernel(
     group = tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)
     place = group.to(tl.int64)[:, None] * _GROUP + tl.arange(0, _GROUP)[None, :]
     live = place < n
-    x = tl.load(rows + row * row_stride + place, mask=live, other=0.0).to(tl.float32)
+    x = widened(tl.load(rows + row * row_stride + place, mask=live, other=0.0))
     if FEEDBACK:
         x += tl.load(residual + row * residual_stride + place, mask=live, other=0.0)
     finite = (x.to(tl.int32, bitcast=True) & 0x7FFFFFFF) < 0x7F800000

@@ -14,7 +14,7 @@ import torch
 from megatron_moo.kernels._choice import on_triton
 from megatron_moo.kernels.rows import MAX_ROWS
 
-SOLVED = ("mgda", "cagrad")
+SOLVED = ("mgda", "cagrad", "upgrad", "dualproj")
 
 
 def solve_blocks(
@@ -26,14 +26,14 @@ def solve_blocks(
 ) -> torch.Tensor:
     """``method(gramians, preference=..., **inputs)``, in one launch where there is a kernel for it.
 
-    There is one for ``mgda`` and ``cagrad`` with ``normalize=none`` on a GPU, for Gramians in fp64 and K up to 32;
-    the method itself is called in every other case.
+    There is one for :data:`SOLVED` with ``normalize=none`` on a GPU, for Gramians in fp64 and K up to 32; the method
+    itself is called in every other case.
 
     Args:
         method: of ``megatron_moo.moo.make_method``; its ``flags`` are set as a call would set them.
         gramians: ``[B, K, K]``.
         preference: ``[K]`` or ``[B, K]``, uniform without it.
-        inputs: what the method takes besides (tokens, step, block names …); the two with a kernel use none of them.
+        inputs: what the method takes besides (tokens, step, block names …); those with a kernel use none of them.
 
     Returns:
         ``[B, K]`` fp64.

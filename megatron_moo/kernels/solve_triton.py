@@ -10,6 +10,7 @@ import torch
 import triton
 
 from megatron_moo.kernels.cagrad_triton import cagrad_kernel
+from megatron_moo.kernels.dual_triton import dualproj_kernel, upgrad_kernel
 from megatron_moo.kernels.mgda_triton import mgda_kernel
 from megatron_moo.kernels.segments import on_device
 
@@ -18,6 +19,7 @@ NNLS_STEPS = 20
 CONE_STEPS = 15
 CONE_ROUNDS = 2
 EPS = torch.finfo(torch.float64).eps
+_NNLS = {"mgda": mgda_kernel, "upgrad": upgrad_kernel, "dualproj": dualproj_kernel}
 
 
 def warps(kp: int) -> int:
@@ -47,8 +49,8 @@ def launch_solve(
     kp = triton.next_power_of_2(k)
     arguments = (gramians.contiguous(), preference, stride, weights, bits)
     constants = {"RIDGE": k * EPS, "K": k, "KP": kp, "num_warps": warps(kp)}
-    if name == "mgda":
-        mgda_kernel[(blocks,)](*arguments, STEPS=NNLS_STEPS, **constants)
+    if name in _NNLS:
+        _NNLS[name][(blocks,)](*arguments, STEPS=NNLS_STEPS, **constants)
     else:
         cagrad_kernel[(blocks,)](
             *arguments, _option(float(options["c"]), device), STEPS=CONE_STEPS + k // 4, ROUNDS=CONE_ROUNDS,

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from megatron_moo.kernels.pack import LAYOUTS
-from megatron_moo.kernels.pack_triton import to_number
+from megatron_moo.kernels.pack_triton import to_number, widened
 from megatron_moo.kernels.rows import GROUP, PackedRows, Rows
 from megatron_moo.kernels.segments import on_device
 
@@ -81,10 +81,10 @@ def tile(
     if BF16:
         x = _load(address, first, live & (code == 1), start, end, tl.bfloat16, 2, ALIGNED, E)
         y0, y1, y2, y3 = quarters(x, KP, E)
-        x0 += y0.to(tl.float32)
-        x1 += y1.to(tl.float32)
-        x2 += y2.to(tl.float32)
-        x3 += y3.to(tl.float32)
+        x0 += widened(y0)
+        x1 += widened(y1)
+        x2 += widened(y2)
+        x3 += widened(y3)
     if FP8:
         packed = live & (code == 2)
         x = _load(address, first, packed, start, end, tl.uint8, 1, ALIGNED, E)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from megatron_moo.buckets.hierarchy import between_nodes, choose_size, common_size
+from megatron_moo.buckets.wire import row_bytes
 from megatron_moo.training.evidence import same_cosine
 from tests.distributed.assemble import errors, gramian_error, whole_update
 from tests.distributed.case import Case
@@ -87,6 +88,18 @@ def test_bytes_between_nodes(pool: RankPool) -> None:
         assert counted == pytest.approx(between_nodes([0, 0, 1, 1], size) * whole, rel=1e-6), exchange
 
 
+@pytest.mark.parametrize("wire", ["fp32", "bf16", "fp8"])
+def test_bytes_of_a_narrow_wire(pool: RankPool, wire: str) -> None:
+    """Stage 1 is fp32 always, stage 2 and the flat exchange are the wire's: counted is the formula."""
+    for exchange, size in (("flat", 1), ("hierarchical", 2)):
+        case = two_stages("dp 4", dp=4, wire=wire, exchange=exchange)
+        values = pool.run(layout_worker, 4, dataclasses.replace(case, wire="fp32"), steps=2)[0]["bytes"] // 3
+        inside = values * 4 * (size - 1) // size
+        across = (4 // size - 1) * row_bytes(values // 4, wire)
+        for rank in pool.run(layout_worker, 4, case, steps=2):
+            assert rank["bytes"] == inside + across, exchange
+
+
 def test_auto_stays_flat_on_one_node_and_between_different_objectives(pool: RankPool) -> None:
     one_node = two_stages("one node", dp=4, exchange="auto", ranks_per_node=4)
     flat = dataclasses.replace(one_node, exchange="flat")
@@ -122,6 +135,18 @@ def test_eight_nodes_of_eight() -> None:
     assert choose_size("auto", 8, nodes) == 8
     assert choose_size("auto", 8, [0] * 64) == 1
     assert choose_size("flat", 8, nodes) == 1
+
+
+@pytest.mark.parametrize(
+    ("members", "objectives", "per_node", "size"),
+    [(48, 8, 8, 2), (40, 8, 8, 1), (20, 4, 4, 1), (12, 4, 4, 1)],
+)
+def test_auto_counts_the_wire(members: int, objectives: int, per_node: int, size: int) -> None:
+    """Stage 1 between nodes costs fp32: with fp8 rows a group that crosses nodes can send more than the flat one."""
+    nodes = [rank // per_node for rank in range(members)]
+    chosen = choose_size("auto", members // objectives, nodes, "fp8")
+    assert chosen == size
+    assert between_nodes(nodes, chosen, "fp8") <= between_nodes(nodes, 1, "fp8")
 
 
 def test_common_size() -> None:

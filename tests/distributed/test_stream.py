@@ -13,7 +13,7 @@ import pytest
 
 from tests.distributed.assemble import errors
 from tests.distributed.case import Case
-from tests.distributed.matrix import OVERLAP, SEQUENCE, SMALL_BUCKETS
+from tests.distributed.matrix import OVERLAP, SEQUENCE, SMALL_BUCKETS, TWO_INSTANCES
 from tests.distributed.ranks import reference_worker, train_steps
 from tests.pool import RankPool
 
@@ -23,6 +23,7 @@ CASES = (
     Case("overlap, small buckets", dp=2, method="cagrad", flags=SMALL_BUCKETS),
     Case("no overlap, 2 slots", dp=2, slots=2, objectives=4, method="mgda"),
     Case("tp 2, sp", dp=2, tp=2, method="cagrad", flags=(*SEQUENCE, *OVERLAP)),
+    Case("2 instances, bf16", dp=4, method="mean", wire="bf16", tolerance=4e-3, flags=TWO_INSTANCES),
     Case("two stages, bf16", dp=4, method="mean", exchange="hierarchical", together=True, wire="bf16",
          tolerance=4e-3, flags=OVERLAP),
 )  # fmt: skip
@@ -71,7 +72,7 @@ def test_the_update_is_the_same(pool: RankPool, case: Case) -> None:
     assert max(errors(ranks, reference).values()) <= case.tolerance
     for rank in ranks:
         buckets = rank["log"].count("begin") // case.slots
-        bucket = ["begin", "arrived", "end"]
+        bucket = ["begin", "arrived", "end", *([] if "--overlap-grad-reduce" in case.flags else ["join"])]
         a_pass = [*bucket * buckets, "join"]
         assert rank["log"] == [*a_pass * case.slots, "resolve"], (
             "rows arrive on the stream, the step joins it first"

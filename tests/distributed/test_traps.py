@@ -31,6 +31,7 @@ TRAPS: tuple[tuple[str, Case], ...] = (
     ("forget_instances", Case("2 instances", dp=4, method="cagrad", flags=TWO_INSTANCES)),
     ("put_buckets_together",
      Case("pp 2, interleaved", dp=2, pp=2, layers=4, micro_batches=2, method="cagrad", flags=(*VIRTUAL, *OVERLAP))),
+    ("combine_forwards", Case("dp 2, small buckets", dp=2, method="cagrad", flags=SMALL_BUCKETS)),
     ("forget_to_mask_bad_rows", Case("a bad language", dp=2, slots=2, objectives=4, method="cagrad", poison=(2,))),
 )  # fmt: skip
 
@@ -122,5 +123,5 @@ def _differs(ranks: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[
 
 def test_every_trap_is_used() -> None:
     public = {name for name in vars(traps) if not name.startswith("_") and callable(getattr(traps, name))}
-    modules = {"placement", "replay", "seam", "step"}
+    modules = {"parking", "placement", "replay", "seam", "step"}
     assert {name for name in public if name.islower()} - modules == {name for name, _ in (*TRAPS, *OTHERS)}

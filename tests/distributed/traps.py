@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_moo.buckets import placement, replay, seam, step
+from megatron_moo.buckets import parking, placement, replay, seam, step
 from megatron_moo.buckets.blocks import Kind
 
 
@@ -91,6 +91,17 @@ def forget_to_mask_bad_rows() -> None:
     """A row that is not finite is combined with weight 0 (0 x NaN is NaN)."""
     stock = step.combine
     step.combine = lambda rows, weights, out, masked: stock(rows, weights, out, False)  # type: ignore[assignment]
+
+
+def combine_forwards() -> None:
+    """Updates are written from the first bucket on, over rows of the next one that wait there."""
+    stock = parking.Parking.__init__
+
+    def forwards(self: Any, plans: Any) -> None:
+        stock(self, plans)
+        self.backwards = self.backwards[::-1]
+
+    parking.Parking.__init__ = forwards  # type: ignore[method-assign]
 
 
 def gather_in_every_pass() -> None:

@@ -17,6 +17,7 @@ from triton.compiler import ASTSource
 from megatron_moo.kernels import (
     cagrad_triton,
     combine_triton,
+    dual_triton,
     gramian_triton,
     mgda_triton,
     norms_triton,
@@ -86,7 +87,7 @@ def solver(kernel: Callable[..., Any], k: int) -> Case:
     kp = triton.next_power_of_2(k)
     constants = {"RIDGE": k * EPS, "K": k, "KP": kp}
     types = ("*fp64", "*fp64", "i32", "*fp64", "*i32")
-    if kernel is mgda_triton.mgda_kernel:
+    if kernel is not cagrad_triton.cagrad_kernel:
         return Case(kernel, types, {**constants, "STEPS": NNLS_STEPS}, warps(kp))
     constants |= {"STEPS": CONE_STEPS + k // 4, "ROUNDS": CONE_ROUNDS, "EPS": EPS}
     return Case(kernel, (*types, "*fp64"), constants, warps(kp))
@@ -107,6 +108,7 @@ CASES = {
     "gramian fp8 K 8": gramian(8, False, False, 3, holds=("ld.global.b32",)),
     "gramian of all K 3": gramian(3, True, True, 2),
     "gramian fp32 K 32": gramian(32, True, False, 0),
+    "gramian of all K 32": gramian(32, True, True, 3),
     "combine fp32 K 8": combine(8, "*fp32", True, False, 0, holds=("ld.global.v4.b32", "st.global.v4.b32")),
     "combine of all K 32": combine(32, "*bf16", True, True, 3),
     "sums": Case(
@@ -118,6 +120,10 @@ CASES = {
     "mgda K 8": solver(mgda_triton.mgda_kernel, 8),
     "mgda K 32": solver(mgda_triton.mgda_kernel, 32),
     "cagrad K 8": solver(cagrad_triton.cagrad_kernel, 8),
+    "cagrad K 32": solver(cagrad_triton.cagrad_kernel, 32),
+    "upgrad K 8": solver(dual_triton.upgrad_kernel, 8),
+    "upgrad K 32": solver(dual_triton.upgrad_kernel, 32),
+    "dualproj K 32": solver(dual_triton.dualproj_kernel, 32),
     "norm forward": Case(
         norms_triton.forward_kernel, ("*bf16", "*bf16", "*bf16", "*fp32", "i32", "fp32"), NORM, 8
     ),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_moo.kernels.solve import SOLVED
 from tests.unit.kernels import checks, checks_more
 
 Run = Callable[..., Any]
@@ -71,21 +72,22 @@ def test_combine_in_place(interpreted: Run, k: int) -> None:
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 8])
-@pytest.mark.parametrize("method", ["mgda", "cagrad"])
+@pytest.mark.parametrize("method", SOLVED)
 def test_solve(interpreted: Run, method: str, k: int) -> None:
     interpreted(checks_more.check_solve, "cpu", method, k, 5 if k == 3 else 2)
 
 
-@pytest.mark.parametrize("method", ["mgda", "cagrad"])
+@pytest.mark.parametrize("method", ["mgda", "cagrad", "dualproj"])  # upgrad is 32 times dualproj's program
 def test_solve_of_32_rows(interpreted: Run, method: str) -> None:
     interpreted(checks_more.check_solve, "cpu", method, 32, 1)
 
 
-def test_solve_with_a_preference(interpreted: Run) -> None:
-    interpreted(checks_more.check_solve, "cpu", "cagrad", 2, 2, True)
+@pytest.mark.parametrize("method", ["cagrad", "upgrad", "dualproj"])
+def test_solve_with_a_preference(interpreted: Run, method: str) -> None:
+    interpreted(checks_more.check_solve, "cpu", method, 2, 2, True)
 
 
-@pytest.mark.parametrize("method", ["mgda", "cagrad"])
+@pytest.mark.parametrize("method", SOLVED)
 def test_solve_drops_bad_rows(interpreted: Run, method: str) -> None:
     interpreted(checks_more.check_solve_drops, "cpu", method)
 
