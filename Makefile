@@ -5,6 +5,7 @@ SHELL := bash
 
 ARGS ?=
 BUDGET ?= 30m
+STUDY ?= main
 HELP_TEXT := examples/libreoffice-help/data
 TESTS ?= tests
 VENV := .venv/bin
@@ -35,9 +36,9 @@ lint: setup  ## check style and types: ruff and mypy
 bench: setup  ## run the benchmarks of bench/ (ARGS="bench/one.py" runs one)
 	@bash scripts/bench.sh $(ARGS)
 
-experiment: setup  ## methods against tuned baselines over paired seeds, written to docs/results.md (BUDGET=30m|3h|overnight)
+experiment: setup  ## methods against tuned baselines over paired seeds, written to docs/results.md (BUDGET=30m|3h|overnight, STUDY=imbalance|larger)
 	@test -d $(HELP_TEXT)/train || $(VENV)/megatron-moo data prepare libreoffice-help --out $(HELP_TEXT)
-	@OMP_NUM_THREADS=1 $(VENV)/megatron-moo experiment --budget $(BUDGET) --page docs/results.md $(ARGS)
+	@OMP_NUM_THREADS=1 $(VENV)/megatron-moo experiment --budget $(BUDGET) --study $(STUDY) --page docs/results.md $(ARGS)
 
 bench-gpu: setup  ## measure the kernels on this machine's GPU (says so where there is none)
 	@$(VENV)/python bench/gpu.py $(ARGS)

@@ -60,26 +60,49 @@ def add_subcommands(subparsers: Any) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/experiment"), help="folder of the run")
     parser.add_argument("--page", type=Path, help="where the page goes (default: OUT/results.md)")
+    parser.add_argument(
+        "--study",
+        default="main",
+        choices=("main", "imbalance", "larger"),
+        help="what the budget is spent on: the main comparison, or the same in another setting (default: main)",
+    )
     parser.add_argument("--page-only", action="store_true", help="train nothing, write the page")
     parser.set_defaults(func=_experiment)
 
 
 def _experiment(args: argparse.Namespace) -> int:
-    from megatron_moo.experiment.corpus import Text, prepare
     from megatron_moo.experiment.page import write_page
     from megatron_moo.experiment.rows import BY_NAME, ROWS
     from megatron_moo.experiment.runner import run_cells
+    from megatron_moo.experiment.studies import STUDIES
 
     budget = parse_budget(args.budget)
-    rows = ROWS if budget.rows is None else tuple(BY_NAME[name] for name in budget.rows)
-    manifest = prepare(args.data, args.out / "data", budget.setting)
-    text = Text(manifest, args.out / "corpus", budget.setting)
     seconds = 0.0 if args.page_only else budget.minutes * 60
-    planner = run_cells(args.out, budget.setting, text, budget.seeds, seconds, rows, _tell)
+    rows = ROWS if budget.rows is None else tuple(BY_NAME[name] for name in budget.rows)
+    text = _text(args, "", budget.setting)
+    mine = seconds if args.study == "main" else 0.0
+    planner = run_cells(args.out, budget.setting, text, budget.seeds, mine, rows, _tell)
+    studies = []
+    for study in STUDIES.values() if budget.rows is None else ():
+        its = seconds if args.study == study.name else 0.0
+        if its or (args.out / f"corpus-{study.name}").is_dir():
+            other = _text(args, f"-{study.name}", study.setting)
+            cells = run_cells(
+                args.out, study.setting, other, study.seeds, its, study.rows, _tell, study.tuning
+            )
+            studies.append((study, cells))
     page = args.page or args.out / "results.md"
-    write_page(page, args.out, planner, budget, text.bytes_of())
+    write_page(page, args.out, planner, budget, text.bytes_of(), studies)
     _tell(f"the page is {page}")
     return 0
+
+
+def _text(args: argparse.Namespace, suffix: str, setting: Setting) -> Any:
+    """The corpus of a setting, built on first use."""
+    from megatron_moo.experiment.corpus import Text, prepare
+
+    manifest = prepare(args.data, args.out / f"data{suffix}", setting)
+    return Text(manifest, args.out / f"corpus{suffix}", setting)
 
 
 def _tell(line: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -113,8 +114,12 @@ class Text:
         batches = LaneBatches(
             sampler, schedule, self.manifest, micro_batch_size=setting.micro_batch, micro_batches=1, seed=seed
         )
-        while True:
-            yield _joined([next(batches) for _ in range(count)])
+        for step in itertools.count():
+            batch = _joined([next(batches) for _ in range(count)])
+            if setting.rare is not None:
+                first = SEEN.index(setting.rare[0]) * setting.micro_batch
+                _silence(batch, first + setting.rare_sequences(step), first + setting.micro_batch)
+            yield batch
 
     def mixed(self, seed: int, sampling: SamplingSpec) -> Iterator[Batch]:
         """Steps of as many samples, each drawn by a sampling law."""
@@ -130,8 +135,12 @@ class Text:
             seed=seed,
             shares=shares,
         )
-        for batch in batches:
-            yield _joined([batch])
+        for step, batch in enumerate(batches):
+            joined = _joined([batch])
+            if setting.rare is not None:  # as many tokens as with a language per lane
+                whole = (count - 1) * setting.micro_batch + setting.rare_sequences(step)
+                _silence(joined, whole, count * setting.micro_batch)
+            yield joined
 
     def valid(self, tag: str, tuning: bool) -> Batch:
         """Held-out windows spread evenly over a language's text: every other one tunes, the rest is reported."""
@@ -143,6 +152,11 @@ class Text:
             windows = [sampler.sample(tag, i * there // wanted) for i in range(wanted)]
             self._valid[tag] = (_joined([collate(windows[0::2])]), _joined([collate(windows[1::2])]))
         return self._valid[tag][0 if tuning else 1]
+
+
+def _silence(batch: Batch, first: int, last: int) -> None:
+    """Leave sequences out of the loss."""
+    batch["loss_mask"][first:last] = 0.0
 
 
 def _joined(batches: list[dict[str, Any]]) -> Batch:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from megatron_moo.experiment.page_parts import contrast_text, number, p_text, paragraph, table
+from megatron_moo.experiment.page_studies import study_part
 from megatron_moo.experiment.planner import Cell, Planner, score
 from megatron_moo.experiment.results import Compared, compare, finished, paired, values
 from megatron_moo.experiment.rows import LR_GRID, PRIMARY, TUNING_SEEDS, Row, weight_candidates
 from megatron_moo.experiment.setting import SEEN, UNSEEN, Setting
 from megatron_moo.experiment.statistics import mean_interval
+from megatron_moo.experiment.studies import Study
 
 
 def write_page(
@@ -20,6 +22,7 @@ def write_page(
     planner: Planner,
     budget: Any,
     train_bytes: Mapping[str, int],
+    studies: Sequence[tuple[Study, Planner]] = (),
 ) -> None:
     """Write the page; with nothing to report yet it says so.
 
@@ -29,6 +32,7 @@ def write_page(
         planner: with the finished cells.
         budget: ``name``, ``seeds`` and ``setting``.
         train_bytes: training text per language.
+        studies: other settings with their finished cells.
     """
     parts = [_head(planner, budget, train_bytes)]
     reference = planner.best_baseline()
@@ -44,6 +48,7 @@ def write_page(
             _conflict(rows),
             _descent(rows),
         ]
+    parts += [part for study, its in studies if (part := study_part(study, its))]
     parts.append(_tuning(planner))
     if aside := _set_aside(planner):
         parts.append(aside)

@@ -45,10 +45,20 @@ def score(result: Mapping[str, Any]) -> float:
 
 
 class Planner:
-    """Args: finished cells (may grow), number of reported seeds, and the rows (default: all)."""
+    """The order of cells, and what they say.
 
-    def __init__(self, done: Results, seeds: int, rows: Sequence[Row] = ROWS) -> None:
+    Args:
+        done: finished cells; may grow.
+        seeds: number of reported seeds.
+        rows: which to train.
+        tuning: seeds that choose learning rates; the contenders use all of them, the other rows the first.
+    """
+
+    def __init__(
+        self, done: Results, seeds: int, rows: Sequence[Row] = ROWS, tuning: Sequence[int] = TUNING_SEEDS
+    ) -> None:
         self.done, self.seeds, self.rows = done, report_seeds(seeds), tuple(rows)
+        self.tuning_seeds = tuple(tuning)
         self._by_name = {row.name: row for row in rows}
 
     def candidates(self, row: Row) -> list[tuple[float, int]]:
@@ -60,7 +70,7 @@ class Planner:
 
     def tuning(self, row: Row) -> Iterator[Cell]:
         """Tuning cells that are known so far."""
-        first, *others = TUNING_SEEDS
+        first, *others = self.tuning_seeds
         tried = [Cell(row.name, lr, first, index) for lr, index in self.candidates(row)]
         yield from tried
         if row.contender and tried and all(cell in self.done for cell in tried):
@@ -86,9 +96,8 @@ class Planner:
         best = min(last, key=mean)
         return mean(best), best.lr, best.candidate
 
-    @staticmethod
-    def _repeats(row: Row) -> int:
-        return 2 * (len(TUNING_SEEDS) - 1) if row.contender else 0
+    def _repeats(self, row: Row) -> int:
+        return 2 * (len(self.tuning_seeds) - 1) if row.contender else 0
 
     def pick(self, row: Row) -> tuple[float, int] | None:
         """Learning rate and weights of a row, or None while tuning is not complete."""
@@ -125,7 +134,7 @@ class Planner:
         return tuning + reported
 
     def _tried(self, row: Row) -> int:
-        return sum(cell.row == row.name and cell.seed in TUNING_SEEDS for cell in self.done)
+        return sum(cell.row == row.name and cell.seed in self.tuning_seeds for cell in self.done)
 
     def _finished(self, row: Row) -> int:
         return sum(self.reported(row, seed) in self.done for seed in self.seeds) if self.pick(row) else 0
@@ -142,7 +151,9 @@ class Planner:
             return
         pair = dict.fromkeys((PRIMARY, best.name, "mean", "placebo"))
         yield from self._seeds([self._by_name[name] for name in pair if name in self._by_name], self.seeds)
-        later = [self._by_name[name] for name in LATER if name in self._by_name and name not in pair]
+        known = [name for name in LATER if name in self._by_name]
+        known += [name for name in self._by_name if name not in LATER]
+        later = [self._by_name[name] for name in known if name not in pair]
         for row in later:
             yield from self.tuning(row)
             yield from self._seeds([row], self.seeds[:LATER_SEEDS])

@@ -84,6 +84,17 @@ ROWS: tuple[Row, ...] = (
     ),
     Row("cagrad-adam", "cagrad, block layer, metric adam", method="cagrad", metric="adam"),
 )
+# Only in studies of other settings (studies.py).
+OTHER_ROWS: tuple[Row, ...] = (
+    Row("token", "plain Megatron: the sum over tokens, one language per lane", method="token", baseline=True),
+    Row(
+        "proportional",
+        "mean, mixed batches, proportional",
+        batches="mixed",
+        sampling=SamplingSpec("proportional"),
+        baseline=True,
+    ),
+)
 # After the contenders: one row after the other, tuned and with so many seeds, then the remaining seeds of all.
 LATER = (
     "cagrad-model", "mgda-layer", "pcgrad-layer", "upgrad-layer", "cagrad-every10", "mixed", "cagrad-auto",
@@ -91,7 +102,7 @@ LATER = (
     "fixed", "random", "upgrad-model",
 )  # fmt: skip
 LATER_SEEDS = 6
-BY_NAME = {row.name: row for row in ROWS}
+BY_NAME = {row.name: row for row in (*ROWS, *OTHER_ROWS)}
 
 # One grid for all rows. The first tuning seed tries all of it; for the contenders the others try the better two.
 LR_GRID = (1.5e-3, 3e-3, 6e-3)

@@ -12,7 +12,7 @@ from typing import Any
 
 from megatron_moo.errors import MooError
 from megatron_moo.experiment.planner import Cell, Planner
-from megatron_moo.experiment.rows import BY_NAME, Row, weight_candidates
+from megatron_moo.experiment.rows import BY_NAME, TUNING_SEEDS, Row, weight_candidates
 from megatron_moo.experiment.setting import SEEN, Setting
 
 CELLS = "cells.jsonl"
@@ -20,7 +20,8 @@ CELLS = "cells.jsonl"
 
 def fingerprint(setting: Setting, corpus: str) -> str:
     """What cells must agree on to be compared."""
-    text = json.dumps(asdict(setting), sort_keys=True) + corpus
+    told = {name: value for name, value in asdict(setting).items() if value is not None}
+    text = json.dumps(told, sort_keys=True) + corpus
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -59,6 +60,7 @@ def run_cells(
     seconds: float,
     rows: Sequence[Row],
     tell: Callable[[str], None],
+    tuning: Sequence[int] = TUNING_SEEDS,
 ) -> Planner:
     """Train cells in the planner's order, in this process.
 
@@ -66,6 +68,7 @@ def run_cells(
         folder: holds cells.jsonl; a second call goes on.
         text: :class:`~megatron_moo.experiment.corpus.Text`.
         seconds: budget; no cell starts that would not end in time.
+        tuning: seeds that choose learning rates.
 
     Returns:
         the planner with all finished cells.
@@ -80,9 +83,9 @@ def run_cells(
 
     known = fingerprint(setting, text.corpus.fingerprint)
     done = read_cells(folder, known)
-    planner = Planner(done, seeds, rows)
+    planner = Planner(done, seeds, rows, tuning)
     started, longest = time.monotonic(), 0.0
-    if planner.next() is None:
+    if seconds == 0 or planner.next() is None:
         return planner
     if torch.cuda.is_available():
         raise MooError("it runs on the CPU only", "experiment", "set CUDA_VISIBLE_DEVICES to nothing")

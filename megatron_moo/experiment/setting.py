@@ -21,6 +21,8 @@ class Setting:
         measure_every: steps between two measurements of conflict and noise floor.
         valid_windows: held-out sequences per language; even ones tune, odd ones are reported.
         train_bytes: cap on a language's training text, so that languages differ in size as they do in life.
+        rare: a language and its share of a step's tokens, or None for equal shares. It is then there in some steps
+            only, with one sequence (a language per lane) or as the law of the corpus draws it (mixed batches).
     """
 
     layers: int = 3
@@ -44,6 +46,13 @@ class Setting:
             "en": 800_000, "fr": 400_000, "de": 400_000, "ru": 200_000, "el": 100_000, "ko": 50_000
         }
     )  # fmt: skip
+    rare: tuple[str, float] | None = None
+
+    def rare_sequences(self, step: int) -> int:
+        """Sequences of the rare language in a step, so that its share of all tokens is the one asked for."""
+        assert self.rare is not None
+        each = self.rare[1] / (1.0 - self.rare[1]) * (len(SEEN) - 1) * self.micro_batch
+        return int((step + 1) * each) - int(step * each)
 
     @property
     def tokens_per_step(self) -> int:
