@@ -117,7 +117,7 @@ class MooStep:
         self._world: Any = None
         self._lane = 0
         self._members = ""
-        self._drops = 0
+        self._drops = [0] * len(self.objectives)
         self._unread: torch.Tensor | None = None
         self.now = Pass(0)
         self.passes: tuple[Pass, ...] = (self.now,)
@@ -417,7 +417,7 @@ class MooStep:
             self._kept = {}
             self._parking.end()
         self.last = Resolved(self._step, gramians, weights, counts, dropped, same, riders, self.phases)
-        self._watch_drops(dropped)
+        self._watch_drops(dropped, counts)
         for call in self.on_resolved:
             call(self.last)
         return self.last
@@ -472,18 +472,30 @@ class MooStep:
         self.solver.load_state_dict(state)
         self._members = state.get("members", "")
 
-    def _watch_drops(self, dropped: torch.Tensor) -> None:
-        """Stop after too many steps with bad gradients; on a GPU a step later, when nothing waits for the answer."""
-        if dropped.is_cuda:
-            last, self._unread = self._unread, dropped
+    def _watch_drops(self, dropped: torch.Tensor, counts: torch.Tensor) -> None:
+        """Stop when an objective was bad too often in a row, steps without it apart.
+
+        On a GPU a step later, when nothing waits for the answer.
+        """
+        seen = torch.stack([dropped, counts > 0])
+        if seen.is_cuda:
+            last, self._unread = self._unread, seen
             if last is None:
                 return
-            dropped = last
-        names = [name for name, gone in zip(self.objectives, dropped.tolist(), strict=True) if gone]
-        self._drops = self._drops + 1 if names else 0
-        if self._drops >= _DROPPED_IN_A_ROW:
+            seen = last
+        gone, there = seen.tolist()
+        self._drops = [
+            drops + 1 if bad else 0 if present else drops
+            for drops, bad, present in zip(self._drops, gone, there, strict=True)
+        ]
+        names = [
+            name
+            for name, drops in zip(self.objectives, self._drops, strict=True)
+            if drops >= _DROPPED_IN_A_ROW
+        ]
+        if names:
             raise MooError(
-                f"the gradient of {', '.join(names)} was not finite for {self._drops} steps in a row",
+                f"the gradient of {', '.join(names)} was not finite for {_DROPPED_IN_A_ROW} steps in a row",
                 f"step {self._step}",
                 "lower the learning rate or look at the data of that language",
             )

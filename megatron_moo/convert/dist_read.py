@@ -24,6 +24,7 @@ from torch import Tensor
 from megatron_moo.convert.unpickle import check_stored, load_metadata, load_object
 from megatron_moo.errors import MooError
 from megatron_moo.models.files import small_bytes
+from megatron_moo.training.integrity import CHECKSUMS, verify
 
 TRACKER = "latest_checkpointed_iteration.txt"
 COMMON = "common_state/shard_0_1"
@@ -62,6 +63,8 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        if (folder / CHECKSUMS).exists():  # a run of ours wrote it; Megatron's own have none
+            verify(folder)
         self._check_format()
         metadata = load_metadata(folder / ".metadata")
         self.tensors: dict[str, Any] = {}
