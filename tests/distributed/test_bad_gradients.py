@@ -56,7 +56,13 @@ def check_parameters(ranks: list[dict[str, Any]], case: Case) -> None:
     for rank in ranks:
         assert all(torch.isfinite(value).all() for value in rank["params"].values())
         assert all(float(rank["weights"][-1][:, k].abs().max()) == 0.0 for k in case.poison)
-    record(10, f"{case.method}, {case.name}: the update is the one without the bad language", 1)
+    record(10, f"{named(case)}: the update is the one without the bad language", 1)
+
+
+def named(case: Case) -> str:
+    """Method, what sets the case apart, and the bad value: ``mgda, two of four, nan``."""
+    words = (*case.name.split(", "), f"{case.poison_with:+}".replace("+nan", "nan"))
+    return ", ".join((case.method, *(w for w in dict.fromkeys(words) if w not in case.method.split(":"))))
 
 
 @pytest.mark.slow

@@ -158,6 +158,4 @@ def test_killed_twenty_times(tiny: Tiny) -> None:
             assert launched.processes() == []
         same_as_whole(tiny, run)
     assert slowest < 5
-    record(
-        1, "kill -9 of a random rank, then bit for bit the uninterrupted run", 20, slowest_s=round(slowest, 2)
-    )
+    record(1, "four runs, kill -9 of a random rank, then the same", 20, slowest_s=round(slowest, 2))

@@ -190,6 +190,9 @@ def test_disk_really_full(tiny: Tiny, small_disk: Path) -> None:
         argv[place] = str(small_disk / "checkpoints")
     with pytest.raises(RankError) as caught:
         tiny.train(argv)
+    metrics = tiny.folder / "tmpfs" / "metrics.jsonl"  # on another disk
+    seconds = time.time() - metrics.stat().st_mtime  # the step after which the save found no room
+    assert seconds < 30
     assert set(caught.value.errors) == {0, 1}
     for text in caught.value.errors.values():
         assert re.search(
@@ -197,7 +200,7 @@ def test_disk_really_full(tiny: Tiny, small_disk: Path) -> None:
         ), text
     step = integrity.complete_steps(small_disk / "checkpoints")[-1]
     integrity.verify(step_folder(small_disk / "checkpoints", step))
-    record(3, "a full tmpfs", 1)
+    record(3, "a full tmpfs", 1, left_after_s=round(seconds, 1))
 
 
 # Fault 7 --------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.api import CheckpointException, _wrap_exceptio
 from megatron_moo.errors import MooError
 from megatron_moo.training.checkpoints import Checkpoints, save_error
 from megatron_moo.training.integrity import TRACKER
+from tests.faults.record import record
 from tests.unit.training.test_integrity import save
 
 
@@ -78,6 +79,8 @@ def test_a_save_that_torchrun_would_not_wait_for_is_warned_of(
     for text in guard.warnings:
         assert f"saving took {seconds} s, torchrun kills ranks {grace or '30'} s after" in text
         assert f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT to {2 * seconds}" in text
+    if warned:
+        record(4, "a save longer than torchrun waits for warned of", 1)
 
 
 def test_a_failed_save_names_place_room_and_cause(tmp_path: Path) -> None:

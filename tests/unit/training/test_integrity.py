@@ -14,6 +14,7 @@ import pytest
 from megatron_moo.errors import MooError
 from megatron_moo.training import integrity
 from megatron_moo.training.integrity import CHECKSUMS, TRACKER, step_folder
+from tests.faults.record import record
 
 
 def save(folder: Path, step: int, complete: bool = True) -> Path:
@@ -121,6 +122,7 @@ def test_a_failing_deletion_costs_no_checkpoint(tmp_path: Path, monkeypatch: pyt
             integrity.verify(step_folder(tmp_path, kept))
     assert len(failures) == 1 and "could not be deleted (Device or resource busy)" in failures[0]
     assert not list(tmp_path.glob(".deleting-*")), "the next deletion takes what was left over"
+    record(7, "a deletion that fails: two whole checkpoints kept", 1)
 
 
 def test_a_save_over_an_old_checkpoint_first_takes_that_away(tmp_path: Path) -> None:
