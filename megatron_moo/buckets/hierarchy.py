@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_moo.buckets.blocks import BucketPlan
+from megatron_moo.buckets.placement import group_timeout
 from megatron_moo.buckets.wire import row_bytes
 from megatron_moo.errors import MooError
 from megatron_moo.kernels.rows import GROUP
@@ -162,7 +163,7 @@ def _make_groups(ranks: tuple[int, ...], size: int) -> Hierarchy | None:
     me, mine = dist.get_rank(), {}
     for kind, parts in (("inside", runs), ("across", [ranks[start::size] for start in range(size)])):
         for part in parts:
-            group = dist.new_group(list(part))
+            group = dist.new_group(list(part), timeout=group_timeout())
             if me in part:
                 mine[kind] = group
     return Hierarchy(size, **mine) if mine else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -36,6 +37,16 @@ def peer_groups(ps: Any) -> list[list[int]]:
         _instance_group(ps),
     ]
     return [dist.get_process_group_ranks(group) for group in groups if group is not None]
+
+
+def group_timeout() -> timedelta:
+    """Time-out of a process group of ours: Megatron's (``--distributed-timeout-minutes``).
+
+    torch's own default for a new group is another one: 10 minutes with NCCL, 30 with gloo.
+    """
+    from megatron.training import get_args
+
+    return timedelta(minutes=get_args().distributed_timeout_minutes)
 
 
 def _instance_group(ps: Any) -> Any:

@@ -26,7 +26,7 @@ from megatron_moo.buckets.blocks import BucketPlan
 from megatron_moo.buckets.exchange import Exchange
 from megatron_moo.buckets.hierarchy import find_hierarchies, nodes_of_ranks
 from megatron_moo.buckets.lanes import Lanes, find_lanes
-from megatron_moo.buckets.placement import bucket_groups, peer_groups, plan_buckets
+from megatron_moo.buckets.placement import bucket_groups, group_timeout, peer_groups, plan_buckets
 from megatron_moo.buckets.replay import Replay
 from megatron_moo.buckets.step import MooStep
 from megatron_moo.errors import MooError
@@ -318,7 +318,7 @@ class Seam:
             and ps.is_pipeline_first_stage(ignore_virtual=True),
             tp_group=ps.get_tensor_model_parallel_group(),
             embd_group=ps.get_embedding_group(check_initialized=False),
-            world=torch.distributed.new_group(),
+            world=torch.distributed.new_group(timeout=group_timeout()),
         )
 
 

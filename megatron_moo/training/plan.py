@@ -29,6 +29,7 @@ from megatron_moo.training.fused import check_fp8
 from megatron_moo.training.integrity import check_owner
 from megatron_moo.training.recipe import DEFAULTS, REQUIRED, Recipe, check_keys, to_argv
 from megatron_moo.training.support import check_supported
+from megatron_moo.training.watchdog import group_minutes
 
 if TYPE_CHECKING:
     from megatron_moo.training.feed import Feed
@@ -137,6 +138,8 @@ def plan_run(recipe: Recipe, runs: Path, progress: Callable[[str], None]) -> Run
         "save": str((run_dir / "checkpoints").resolve()),
     }
     padded = _settle_vocabulary(values, args, before, corpus.vocab_size)
+    given = args.distributed_timeout_minutes if "distributed-timeout-minutes" in values else None
+    values["distributed-timeout-minutes"] = group_minutes(args.moo_timeout, given)
     values.setdefault("max-position-embeddings", args.seq_length)
     values.setdefault("load", values["save"])
     if values.get("async-save"):

@@ -2,12 +2,14 @@
 
 Every rank says in the store of the process group, several times within the time-out, where it is (:data:`DOING`). A
 rank that says nothing for that long while others do is stopped, or its machine is gone: the others say so and leave. A
-rank that is only slow goes on saying where it is, and Megatron's own ``--distributed-timeout-minutes`` is for it.
+rank that is only slow goes on saying where it is, and Megatron's own ``--distributed-timeout-minutes`` is for it: that
+has to be longer, or a collective fails before anybody is named (:func:`group_minutes`).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -19,6 +21,7 @@ from datetime import timedelta
 from typing import Any, NoReturn
 
 from megatron_moo.buckets.doing import DOING
+from megatron_moo.errors import MooError
 
 # A line that begins so is a fault of the machine, not of the user: the launcher may start the run again.
 FAULT = "megatron-moo: fault: "
@@ -28,6 +31,46 @@ _LOST = re.compile(r"[Cc]onnection (closed|reset)|Timed out waiting|Broken pipe|
 _PREFIX = "megatron_moo/heard"
 _DONE = "done"
 _OPERATION_S = 5.0
+# What Megatron takes for --distributed-timeout-minutes where nobody gave one.
+STOCK_MINUTES = 10
+
+
+def tick_of(timeout_s: float) -> float:
+    """Seconds between two looks at the others."""
+    return min(max(timeout_s / 10, 0.2), 30.0)
+
+
+def named_within(timeout_s: float) -> float:
+    """Seconds in which a stopped rank, or a stopped store, is named at the latest.
+
+    The last word may be heard a tick after it was said, and the listener looks once a tick.
+    """
+    return timeout_s + 3 * tick_of(timeout_s) + _OPERATION_S
+
+
+def group_minutes(timeout_s: float, given: int | None) -> int:
+    """``--distributed-timeout-minutes``: long enough that a stopped rank is named before a collective fails.
+
+    Args:
+        timeout_s: see ``--moo-timeout``; 0 for no watchdog.
+        given: what the user asked for, or None.
+
+    Returns:
+        ``given``, or twice ``timeout_s`` and at least Megatron's default.
+
+    Raises:
+        MooError: when ``given`` is too short.
+    """
+    if given is None:
+        return max(STOCK_MINUTES, math.ceil(2 * timeout_s / 60))
+    if timeout_s > 0 and given * 60 < named_within(timeout_s):
+        raise MooError(
+            f"collectives fail after {given} min, before a rank that is silent for {timeout_s:g} s (--moo-timeout) is "
+            "named",
+            "--distributed-timeout-minutes",
+            f"leave it out, give {math.ceil(named_within(timeout_s) / 60)} or more, or a shorter --moo-timeout",
+        )
+    return given
 
 
 @dataclass
@@ -95,7 +138,7 @@ class Watchdog:
         leave: Callable[[str], None],
     ) -> None:
         self._rank, self._world, self._timeout, self._leave = rank, world, timeout_s, leave
-        self._tick = min(max(timeout_s / 10, 0.2), 30.0)
+        self._tick = tick_of(timeout_s)
         self._store = store
         self._ended = threading.Event()
         self._answered = time.monotonic()

@@ -201,7 +201,18 @@ def train_steps(
         "params": {name: param.detach().clone() for c in model for param, name in global_names(c).items()},
         "bytes": seam.exchange.bytes_sent if seam else None,
         "between": seam.exchange.bytes_between_nodes if seam else None,
+        "timeouts_s": timeouts_of(step),
     }
+
+
+def timeouts_of(step: MooStep) -> set[float]:
+    """Seconds after which a collective of ours fails, in each process group that we made."""
+    groups = [
+        step._world,
+        *(getattr(p.hierarchy, kind, None) for p in step.plans for kind in ("inside", "across")),
+    ]
+    device = torch.device("cpu")
+    return {g._get_backend(device).options._timeout.total_seconds() for g in groups if g is not None}
 
 
 def poisoned_forward(case: Case, forward: Any, data: Any, model: Any) -> tuple:

@@ -65,6 +65,9 @@ def test_the_update_is_the_flat_one(pool: RankPool, case: Case) -> None:
     assert sum(rank["between"] for rank in ranks) < sum(rank["between"] for rank in flat), (
         "fewer between nodes"
     )
+    assert all(rank["timeouts_s"] == {600.0} for rank in ranks), (
+        "Megatron's, not torch's default of a new group"
+    )
 
 
 @pytest.mark.parametrize("wire", ["bf16", "fp8"])

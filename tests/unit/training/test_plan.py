@@ -65,6 +65,18 @@ def test_a_run_that_goes_on_keeps_its_places_and_its_batch(tmp_path: Path) -> No
 
 
 @pytest.mark.timeout(60)
+def test_collectives_wait_longer_than_the_watchdog(tmp_path: Path) -> None:
+    """Unless the user says otherwise; and never so short that a stopped rank could not be named."""
+    assert _plan(tmp_path, "el ko", "--nproc", "2").flags["distributed-timeout-minutes"] == 20
+    asked = _plan(tmp_path, "el ko", "--nproc", "2", "--distributed-timeout-minutes", "30")
+    assert asked.flags["distributed-timeout-minutes"] == 30
+    with pytest.raises(
+        MooError, match="--distributed-timeout-minutes: collectives fail after 10 min, before"
+    ):
+        _plan(tmp_path, "el ko", "--nproc", "2", "--distributed-timeout-minutes", "10")
+
+
+@pytest.mark.timeout(60)
 def test_mixed_languages_take_the_same_batch_in_one_pass(tmp_path: Path) -> None:
     plan = _plan(
         tmp_path, "el ko tr", "--nproc", "2", "--moo-mixed", "--moo-method", "mean", "--moo-slots", "8"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 
-from megatron_moo.training.watchdog import Silence, message
+import pytest
+
+from megatron_moo.errors import MooError
+from megatron_moo.training.watchdog import Silence, group_minutes, message, named_within, tick_of
 
 
 def said(count: int, words: str = "step 3, language ko, all-to-all of bucket 0.1") -> str:
@@ -40,3 +43,26 @@ def test_a_rank_that_has_ended_is_not_missing() -> None:
     for now in range(100):
         silence.listen({1: said(5, "done")}, now)
     assert silence.missing(10.0) == []
+
+
+@pytest.mark.parametrize("timeout", [1.0, 5.0, 60.0, 300.0, 600.0, 3600.0])
+def test_a_stopped_rank_is_named_before_its_collective_fails(timeout: float) -> None:
+    """Whenever it stops between two looks, with the time-out of collectives that a run gets by default."""
+    tick = tick_of(timeout)
+    for part in (0.01, 0.5, 0.99):
+        silence, now = Silence(tick), 0.0
+        silence.listen({1: said(1)}, now)
+        stopped = now + part * tick
+        while not silence.missing(timeout):
+            now += tick
+            silence.listen({1: said(2)}, now)
+        assert timeout <= now - stopped <= named_within(timeout) < 60 * group_minutes(timeout, None)
+
+
+def test_collectives_that_fail_first_are_refused() -> None:
+    assert group_minutes(600.0, None) == 20, "Megatron's 10 minutes are as long as --moo-timeout is"
+    assert group_minutes(5.0, None) == 10 and group_minutes(0.0, None) == 10
+    assert group_minutes(600.0, 12) == 12 and group_minutes(0.0, 1) == 1
+    for equal in (1, 10):
+        with pytest.raises(MooError, match=f"collectives fail after {equal} min, before .*--moo-timeout"):
+            group_minutes(60.0 * equal, equal)
