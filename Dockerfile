@@ -9,9 +9,9 @@ FROM ${BASE_IMAGE}
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 
 # Runs, corpora and checkpoints are written as this user; give its number of your cluster's account at build time.
-# (not UID: bash keeps that name for itself)
+# (not UID: bash keeps that name for itself) The base may have a user of that number: Ubuntu's own is 1000.
 ARG MOO_UID=10001
-RUN useradd --uid "${MOO_UID}" --create-home --shell /bin/bash moo \
+RUN useradd --uid "${MOO_UID}" --non-unique --user-group --create-home --shell /bin/bash moo \
     && install -d -o moo -g moo /workspace
 
 # Packages change rarely and are large; the source changes often and is small. Two layers.

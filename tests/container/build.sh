@@ -17,6 +17,8 @@ if ! build inspect --type image localhost/debian-python >/dev/null 2>&1; then
     sources=$(cat /etc/apt/sources.list.d/*.sources 2>/dev/null || cat /etc/apt/sources.list)
     rm -rf "$base"
     mmdebstrap --variant=minbase --include="$libraries" bookworm "$base" - <<<"$sources"
+    # As where MOO_UID is 1000 and the base Ubuntu's: its number is taken.
+    chroot "$base" useradd --uid 10001 taken
     mkdir -p "$base/opt"
     cp -a "$python" "$base/opt/python"
     rm -rf "$base"/opt/python/lib/python3.12/{test,site-packages} "$base/var/cache/apt" "$base/var/lib/apt/lists"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -266,6 +267,27 @@ def test_the_dockerfile_is_clean() -> None:
         [tool("hadolint"), "Dockerfile"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0 and done.stdout == "", done.stdout
+
+
+@pytest.mark.parametrize("uid", ["10001", "1000", "0"])
+def test_the_images_user_may_have_a_number_that_the_base_has(tmp_path: Path, uid: str) -> None:
+    """The Dockerfile's own useradd, on the accounts of Ubuntu 24.04 in a folder."""
+    if os.geteuid() != 0 or shutil.which("useradd") is None:
+        pytest.skip("useradd needs root")
+    etc = tmp_path / "etc"
+    etc.mkdir()
+    (etc / "passwd").write_text(
+        "root:x:0:0:root:/root:/bin/bash\nubuntu:x:1000:1000::/home/ubuntu:/bin/bash\n"
+    )
+    (etc / "group").write_text("root:x:0:\nubuntu:x:1000:\n")
+    found = re.search(r"^RUN (useradd .*?) \\\n", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert found is not None
+    command = f"{found[1]} --prefix {tmp_path}".replace("--create-home", "--no-create-home")
+    env = {**os.environ, "MOO_UID": uid}
+    done = subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"^moo:[^:]*:{uid}:", (etc / "passwd").read_text(), re.MULTILINE)
+    assert "\nmoo:" in (etc / "group").read_text(), "which /workspace is given to"
 
 
 def test_a_container_keeps_the_bases_torch() -> None:
