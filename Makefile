@@ -28,9 +28,10 @@ test-slow: setup  ## run the tests that need minutes
 	@$(VENV)/python -m pytest -m slow $(TESTS) $(ARGS) || { status=$$?; \
 		if [ $$status -eq 5 ]; then echo "no slow test selected"; else exit $$status; fi; }
 
-lint: setup  ## check style and types: ruff and mypy
+lint: setup  ## check style and types: ruff and mypy; no loader that may unpickle
 	@$(VENV)/ruff check .
 	@$(VENV)/ruff format --check .
+	@$(VENV)/python scripts/check_unpickling.py
 	@$(VENV)/mypy megatron_moo
 
 bench: setup  ## run the benchmarks of bench/ (ARGS="bench/one.py" runs one)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+from scripts import check_unpickling
 
 ROOT = Path(__file__).resolve().parents[2]
 FORBIDDEN = (
@@ -31,29 +33,44 @@ def test_lint_refuses_it(room: str, code: str, rule: str) -> None:
     assert done.returncode == 1 and rule in done.stdout, done.stdout
 
 
-def our_code() -> list[Path]:
-    folders = ("megatron_moo", "tools", "scripts", "bench", "examples")
-    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
-
-
 def test_no_rule_of_security_is_switched_off_in_our_code() -> None:
     found = [
         f"{path.relative_to(ROOT)}: {line.strip()}"
-        for path in our_code()
+        for path in check_unpickling.our_code()
         for line in path.read_text(encoding="utf-8").splitlines()
         if re.search(r"noqa(?!: *[A-RT-Z]|: *SIM)", line)
     ]
     assert found == []
 
 
-def test_torch_never_unpickles_more_than_weights() -> None:
-    """ruff has no stable rule for this one. What is left to torch's default is True since 2.6."""
-    found = [
-        f"{path.relative_to(ROOT)}:{node.value.lineno}"
-        for path in our_code()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.keyword)
-        and node.arg == "weights_only"
-        and getattr(node.value, "value", 0) is not True
-    ]
-    assert found == []
+UNPICKLING = (
+    "import torch\n\ntorch.load('x', weights_only=False)\n",
+    "import torch\n\ntorch.load('x', weights_only=bool(1))\n",
+    "import numpy as np\n\nnp.load('x', allow_pickle=True)\n",
+    "import numpy as np\n\nnp.load('x', None, True)\n",
+)
+SCRIPT = Path(check_unpickling.__file__)
+
+
+@pytest.mark.parametrize("code", UNPICKLING)
+def test_lint_refuses_loaders_that_may_unpickle(tmp_path: Path, code: str) -> None:
+    """ruff has no stable rule for these two. What is left to the defaults is safe since torch 2.6, NumPy 1.16.3."""
+    new = tmp_path / "new.py"
+    new.write_text(code + "np.load('x', allow_pickle=False)\ntorch.load('x', weights_only=True)\n")
+    done = subprocess.run([sys.executable, SCRIPT, new], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith(f"{new}:3: "), done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_our_code_has_none() -> None:
+    assert len(check_unpickling.our_code()) > 200
+    assert check_unpickling.main(check_unpickling.our_code()) == 0
+
+
+def test_make_lint_and_pre_commit_run_it() -> None:
+    told = subprocess.run(["make", "-n", "lint"], cwd=ROOT, capture_output=True, text=True, check=True)
+    name = SCRIPT.relative_to(ROOT)
+    assert f"python {name}\n" in told.stdout + "\n"
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    (hook,) = [hook for hook in hooks if str(name) in hook["entry"]]
+    assert all(re.search(hook["files"], f"{folder}/x.py") for folder in check_unpickling.FOLDERS)
