@@ -61,7 +61,7 @@ class MetricsWriter:
         self.book = LossBook(len(languages))
         self.drawn: dict[str, int] = {}
         self._began = self._ended_at = 0.0
-        self._spikes = SpikeWatch()
+        self.spikes = SpikeWatch()
         step.riders.append(self._take_losses)
         step.on_begin.append(self._begin)
         step.on_end.append(self._ended)
@@ -119,13 +119,19 @@ class MetricsWriter:
         node.
         """
         resolved = self.step.last
-        if resolved is None or dist.get_rank() not in (0, dist.get_world_size() - 1):
+        if resolved is None:
+            return
+        sums = resolved.riders[0].tolist()
+        seen = [(tag, *pair) for tag, pair in zip(self.languages, sums, strict=True) if pair[1] > 0]
+        # On every rank: a checkpoint keeps what was seen, and what it keeps in common is equal on all.
+        spikes = self.spikes.look({tag: loss / tokens for tag, loss, tokens in seen})
+        if dist.get_rank() not in (0, dist.get_world_size() - 1):
             return
         now = time.perf_counter()
-        record = self._record(resolved, iteration, now)
+        record = self._record(resolved, seen, iteration, now)
         record |= {"lr": learning_rate, "grad_norm": _float(grad_norm), "skipped": skipped}
         record |= {"bytes_sent": bytes_sent, "bytes_between_nodes": bytes_between_nodes}
-        record["spikes"] = {tag: _number(times) for tag, times in self._spikes.look(record["loss"]).items()}
+        record["spikes"] = {tag: _number(times) for tag, times in spikes.items()}
         if dist.get_rank() == 0:
             self._append(record)
             for text in _warnings(record):
@@ -133,9 +139,10 @@ class MetricsWriter:
         if (writer := _tensorboard()) is not None:
             _to_tensorboard(writer, record, iteration)
 
-    def _record(self, resolved: Resolved, iteration: int, now: float) -> dict[str, Any]:
-        sums = resolved.riders[0].tolist()
-        seen = [(tag, *pair) for tag, pair in zip(self.languages, sums, strict=True) if pair[1] > 0]
+    def _record(
+        self, resolved: Resolved, seen: Sequence[tuple[str, float, float]], iteration: int, now: float
+    ) -> dict[str, Any]:
+        """A step's record; ``seen`` are summed loss and tokens of the languages in it."""
         total = now - self._began
         phase = dict(resolved.phase_s)
         phase["optimizer"] = now - self._ended_at

@@ -259,6 +259,7 @@ class TrainingRun:
             state["data"] = data
         if self.stopping is not None:
             state["early_stop"] = self.stopping.state_dict()
+        state["spikes"] = self.metrics.spikes.state_dict()
         return state
 
     def _load(self, state: dict[str, Any]) -> None:
@@ -266,6 +267,8 @@ class TrainingRun:
             self.feed.load_state_dict(state["data"])
         if self.stopping is not None and "early_stop" in state:
             self.stopping.load_state_dict(state["early_stop"])
+        if "spikes" in state:
+            self.metrics.spikes.load_state_dict(state["spikes"])
         moo = state["step"]
         if tuple(state.get("objectives", self.step.objectives)) != self.step.objectives:
             # What a method remembers is per objective: with others it starts anew, as the law does.

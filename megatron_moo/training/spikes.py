@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean, median, pstdev
+from typing import Any
 
 # Both must hold, so that neither a loss near zero nor a noisy one raises an alarm: three times the median of what the
-# language had lately (a tenfold loss is far beyond it), and six standard deviations above its mean.
+# language had lately, and six standard deviations above its mean.
 _FACTOR, _SIGMAS = 3.0, 6.0
 _WINDOW, _LEAST = 128, 8
+# Or this alone: six times the median of the last eight. A loss that falls has a wide window, whose deviation hides a
+# tenfold loss, and a run that begins has none.
+_SHARP, _RECENT, _FEW = 6.0, 8, 3
 
 
 class SpikeWatch:
     """Remembers the last losses of every language.
 
     A loss that was flagged is not remembered, so that the next one is flagged too; after eight in a row that is where
-    the run is, and what it is measured by.
+    the run is, and what it is measured by. A checkpoint carries it (:meth:`state_dict`).
     """
 
     def __init__(self) -> None:
@@ -42,8 +46,8 @@ class SpikeWatch:
         flagged = self._flagged.setdefault(tag, [])
         if not math.isfinite(loss):
             return None  # left out of the step, and told of there
-        middle = median(known) if len(known) >= _LEAST else math.inf
-        if loss <= _FACTOR * middle or loss <= fmean(known) + _SIGMAS * pstdev(known):
+        usual = _usual(known, loss)
+        if usual is None:
             known.append(loss)
             flagged.clear()
             return None
@@ -52,4 +56,25 @@ class SpikeWatch:
             known.clear()
             known.extend(flagged)
             flagged.clear()
-        return loss / middle if middle > 0 else math.inf
+        return loss / usual if usual > 0 else math.inf
+
+    def state_dict(self) -> dict[str, Any]:
+        """``{"losses": {tag: [oldest, …]}, "flagged": …}``: plain numbers."""
+        return {
+            "losses": {tag: list(known) for tag, known in self._losses.items()},
+            "flagged": {tag: list(flagged) for tag, flagged in self._flagged.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self._losses = {tag: deque(known, maxlen=_WINDOW) for tag, known in state["losses"].items()}
+        self._flagged = {tag: list(flagged) for tag, flagged in state["flagged"].items()}
+
+
+def _usual(known: Sequence[float], loss: float) -> float | None:
+    """The median that ``loss`` is far above, or None where it is not."""
+    if len(known) >= _FEW and loss > _SHARP * (recent := median(list(known)[-_RECENT:])):
+        return recent
+    if len(known) < _LEAST or loss <= _FACTOR * (middle := median(known)):
+        return None
+    return middle if loss > fmean(known) + _SIGMAS * pstdev(known) else None

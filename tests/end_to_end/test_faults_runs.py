@@ -138,6 +138,16 @@ def test_a_tenfold_loss_is_flagged_in_its_step(tiny: Tiny) -> None:
 
 
 @pytest.mark.slow
+def test_a_tenfold_loss_right_after_a_resume_is_flagged(tiny: Tiny) -> None:
+    length = ("--train-iters", "12")
+    tiny.run("resumed-spike", *length, "--exit-interval", "8")
+    assert tiny.train(tiny.plan("resumed-spike", *length), ("multiply_loss", 9, "ko", 10.0)) == [0, 0]
+    steps = steps_of(tiny.folder / "resumed-spike")
+    assert {step: list(line["spikes"]) for step, line in steps.items() if line["spikes"]} == {9: ["ko"]}
+    record(11, "a tenfold loss in the first step after a resume flagged", 1)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_500_real_steps_raise_no_alarm(tiny: Tiny) -> None:
     argv = tiny.plan("long", "--train-iters", "500", "--save-interval", "1000")

@@ -54,6 +54,19 @@ DEMANDED: tuple[tuple[int, str, int], ...] = (
     (11, "a tenfold loss of one language flagged in its step", 1),
     *((11, f"a tenfold loss after {step} clean steps flagged in its step", 20) for step in (8, 30, 499)),
     (11, "clean steps of a real run without an alarm", 500),
+    (11, "a tenfold loss in the first step after a resume flagged", 1),
+    *(
+        (11, f"a tenfold loss flagged in steps 4 to 300 of a loss that falls from {high} to {low}", 297)
+        for high, low in (
+            ("11", 1),
+            ("3.2", 0.2),
+            ("2.1", 0.1),
+            ("11", 2),
+            ("6", 1),
+            ("5.5", 0.5),
+            ("5.55", 0.05),
+        )
+    ),
     *(
         (11, f"clean steps of simulated losses, falling to {floor}, noise {noise}, without an alarm", 10_000)
         for floor, noise in (("2", "0.02"), ("1", "0.1"), ("0.5", "0.25"), ("0.001", "0.25"))
