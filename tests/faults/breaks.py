@@ -80,6 +80,25 @@ def limit_file_size(step: int, size: int, ranks: tuple[int, ...]) -> None:
     TrainingRun._say_step = say  # type: ignore[method-assign]
 
 
+def stop_in_exchange(step: int, rank: int, seconds: float) -> None:
+    """In ``step`` a rank does not send a bucket: it waits ``seconds`` in its all-to-all, then stops (SIGSTOP)."""
+    import time
+
+    from megatron_moo.buckets.doing import DOING
+
+    stock = dist.all_to_all_single
+
+    class NeverSent:
+        def wait(self) -> None:
+            time.sleep(seconds)  # so that the watchdog tells the others where it is
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    def send(*args: Any, **kw: Any) -> Any:
+        return NeverSent() if dist.get_rank() == rank and DOING.step >= step else stock(*args, **kw)
+
+    dist.all_to_all_single = send
+
+
 def slow_writer(seconds: float) -> None:
     """Every file of a checkpoint takes ``seconds`` longer, while training goes on."""
     import time

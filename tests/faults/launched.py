@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,10 +11,12 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.faults.tiny import ROOT, lines_of
 
 _MARK = "MOO_TEST_MARK"
+_BREAK = "MOO_TEST_BREAK"
 _LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "SLURM", "TORCHELASTIC", "GROUP_")
 
 
@@ -23,15 +26,20 @@ class Launched:
     Args:
         recipe, run, flags: what to train, and its folder.
         grace_s: what torchrun leaves its ranks after a signal.
+        broken: a function of ``tests.faults.breaks`` with its arguments, called first on every rank.
     """
 
-    def __init__(self, recipe: Path, run: Path, *flags: str, grace_s: float = 30) -> None:
+    def __init__(
+        self, recipe: Path, run: Path, *flags: str, grace_s: float = 30, broken: tuple[Any, ...] = ()
+    ) -> None:
         self.run, self.mark = run, uuid.uuid4().hex
         env = {key: value for key, value in os.environ.items() if not key.startswith(_LAUNCHERS)}
         env |= {
             "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "100", "GLOO_SOCKET_IFNAME": "lo",
             _MARK: self.mark, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(grace_s)),
         }  # fmt: skip
+        if broken:  # ``python -m`` leaves no other way in: sitecustomize.py there reads it
+            env |= {_BREAK: json.dumps(broken), "PYTHONPATH": f"{Path(__file__).parent / 'site'}:{ROOT}"}
         command = [
             sys.executable,
             "-m",
@@ -100,11 +108,19 @@ class Launched:
 
 def gone(pid: int) -> bool:
     """Whether a process has ended (a zombie has)."""
+    return _state(pid) in "ZX"
+
+
+def stopped(pid: int) -> bool:
+    """Whether a process was stopped (SIGSTOP)."""
+    return _state(pid) == "T"
+
+
+def _state(pid: int) -> str:
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except (FileNotFoundError, ProcessLookupError):
-        return True
-    return state in "ZX"
+        return "X"
 
 
 def _all() -> list[tuple[int, dict[str, str], str]]:
