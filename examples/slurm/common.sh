@@ -10,10 +10,13 @@
 #   SAVE_SECONDS  what a save at the end may take (default 540; --signal=B:USR1@600 leaves 600)
 #   MAX_STALLS    starts without a newly saved step until the job is not started again (default 1)
 # and two arrays: MOO_SRUN, more options of srun; MOO_WRAP, a command in front of the ranks' (a container).
+# A script with a container calls `moo_places "$@"` before it asks moo_mounts what has to be mounted.
 
-MEGATRON_MOO=${MEGATRON_MOO:-${SLURM_SUBMIT_DIR:-$PWD}}
+MEGATRON_MOO=$(realpath -s "${MEGATRON_MOO:-${SLURM_SUBMIT_DIR:-$PWD}}")
 MOO_SLURM=$MEGATRON_MOO/examples/slurm
 MOO_ENDING=
+MOO_STEP=
+MOO_PASSED_ON=
 declare -a MOO_SRUN MOO_WRAP
 
 moo_say() { echo "$(date +%FT%T) job ${SLURM_JOB_ID:-?} start ${SLURM_RESTART_COUNT:-0}: $*"; }
@@ -46,16 +49,54 @@ moo_setup() {
     export PYTHONUNBUFFERED=1 PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}
 }
 
-# Whether SLURM is taking the nodes away for a job of higher priority. In a partition's GraceTime it sends SIGTERM to the
-# ranks, which save and leave, and nothing to this script; a script that then ended with an error would end the job.
-moo_preempted() { scontrol show job "$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]'; }
+# Recipe and folder of the run, absolute. Arguments: those of moo_train.
+moo_places() {
+    if [[ $# -eq 0 || ! -f ${1:-} || ! -r ${1:-} ]]; then
+        moo_say "${1:-no recipe}: sbatch SCRIPT RECIPE [FLAGS] wants a recipe that can be read"
+        exit 2
+    fi
+    MOO_RECIPE=$(realpath "$1")
+    RUN_DIR=${RUN_DIR:-$MEGATRON_MOO/runs/$(basename "$MOO_RECIPE" .yaml)}
+    mkdir -p "$RUN_DIR"
+    RUN_DIR=$(realpath "$RUN_DIR")
+}
 
-# Pass a signal on to the step; srun gives it to every torchrun, and that to its ranks, which save and leave.
+# What a container mounts, each at the same path inside as outside: FOLDER:FOLDER,FOLDER:FOLDER:ro...
+moo_mounts() {
+    local folder mounts=$MEGATRON_MOO:$MEGATRON_MOO
+    folder=$(dirname "$MOO_RECIPE")
+    [[ $folder/ == "$MEGATRON_MOO"/* ]] || mounts+=,$folder:$folder
+    if [[ -n ${DATA:-} ]]; then
+        folder=$(realpath -ms "$DATA") # by the name that recipes call it, a link or not
+        mounts+=,$folder:$folder:ro
+    fi
+    echo "$mounts,$RUN_DIR:$RUN_DIR"
+}
+
+# Whether a step ended because SLURM took its nodes for a job of higher priority. Argument: its status. In a partition's
+# GraceTime SLURM sends SIGTERM to the ranks, which save and leave, and nothing to this script; a script that then ended
+# with an error would end the job. torchrun has status 1 after that, and 143 or 137 where it was killed. A time of
+# pre-emption before this start belongs to an earlier one.
+moo_preempted() {
+    [[ $1 == 1 || $1 == 137 || $1 == 143 ]] || return 1
+    local job started preempted
+    job=$(SLURM_TIME_FORMAT=standard scontrol show job "$SLURM_JOB_ID" | tr ' ' '\n')
+    started=$(sed -n 's/^StartTime=//p' <<<"$job")
+    preempted=$(sed -n 's/^PreemptTime=//p' <<<"$job")
+    [[ $preempted == [0-9]* && ! $preempted < $started ]]
+}
+
+# Pass a signal on to the step; srun gives it to every torchrun, and that to its ranks, which save and leave. Before
+# there is a step it is remembered, and none is started.
 moo_signal() {
     MOO_ENDING=SIG$1
+    [[ -n $MOO_STEP ]] || return 0
+    MOO_PASSED_ON=1
     moo_say "SIG$1: asking the ranks to save and leave"
     kill -s "$1" "$MOO_STEP" 2>/dev/null || true
 }
+trap 'moo_signal USR1' USR1
+trap 'moo_signal TERM' TERM
 
 # Refuse nodes that would fail later. Outside any container: it looks at the machine.
 moo_check_nodes() {
@@ -64,13 +105,16 @@ moo_check_nodes() {
     exit 4
 }
 
-# torchrun on every node with the given arguments; returns the status of srun.
+# torchrun on every node with the given arguments; returns the status of srun, or that of a signal that came before.
 moo_start() {
     local status
-    trap 'moo_signal USR1' USR1
-    trap 'moo_signal TERM' TERM
+    if [[ -n $MOO_ENDING ]]; then
+        moo_say "$MOO_ENDING came before the ranks were started"
+        return $((128 + $(kill -l "$MOO_ENDING")))
+    fi
     srun --ntasks-per-node=1 --kill-on-bad-exit=1 "${MOO_SRUN[@]}" "${MOO_WRAP[@]}" bash "$MOO_SLURM/node.sh" "$@" &
     MOO_STEP=$!
+    [[ -z $MOO_ENDING || -n $MOO_PASSED_ON ]] || moo_signal "${MOO_ENDING#SIG}" # it came between these two lines
     while :; do # a signal ends `wait` before the step has ended
         status=0
         wait "$MOO_STEP" || status=$?
@@ -78,17 +122,21 @@ moo_start() {
     done
 }
 
-# Last step that a complete checkpoint holds.
+# Last step that a complete checkpoint holds; 0 where none does, or where the tracker has no number (torn, `release`).
 moo_saved() {
     local tracker=$RUN_DIR/checkpoints/latest_checkpointed_iteration.txt saved=
     [[ -f $tracker ]] && saved=$(<"$tracker")
-    echo "${saved:-0}"
+    [[ $saved =~ ^[0-9]+$ ]] || saved=0
+    echo $((10#$saved))
 }
 
 # Starts so far without a newly saved step; remembered beside the run.
 moo_stalls() {
     local before=-1 stalls=0
-    [[ ${SLURM_RESTART_COUNT:-0} -gt 0 && -f $RUN_DIR/requeue.state ]] && read -r before stalls <"$RUN_DIR/requeue.state"
+    if [[ ${SLURM_RESTART_COUNT:-0} -gt 0 && -f $RUN_DIR/requeue.state ]]; then
+        read -r before stalls <"$RUN_DIR/requeue.state" || true # a full disk left it empty
+        [[ $before =~ ^[0-9]+$ && $stalls =~ ^[0-9]+$ ]] || before=-1 stalls=0
+    fi
     [[ $(moo_saved) -eq $before ]] && echo $((stalls + 1)) || echo 0
 }
 
@@ -101,20 +149,17 @@ moo_stop_when_stalled() {
 }
 
 moo_train() {
-    local recipe status=0 stalls
-    recipe=$(realpath "$1")
+    local status=0 stalls
+    moo_places "$@"
     shift
-    RUN_DIR=${RUN_DIR:-$MEGATRON_MOO/runs/$(basename "$recipe" .yaml)}
-    mkdir -p "$RUN_DIR"
-    RUN_DIR=$(realpath "$RUN_DIR")
     moo_stop_when_stalled
     stalls=$(moo_stalls)
     echo "$(moo_saved) $stalls" >"$RUN_DIR/requeue.state"
     moo_setup
     moo_check_nodes
     moo_say "step $(moo_saved) is saved; starting $NPROC ranks on each of $SLURM_JOB_NUM_NODES nodes"
-    moo_start -m megatron_moo.cli train "$recipe" --run-dir "$RUN_DIR" --exit-signal-handler "$@" || status=$?
-    [[ $status -ne 0 && -z $MOO_ENDING ]] && moo_preempted && MOO_ENDING=pre-emption
+    moo_start -m megatron_moo.cli train "$MOO_RECIPE" --run-dir "$RUN_DIR" --exit-signal-handler "$@" || status=$?
+    [[ $status -ne 0 && -z $MOO_ENDING ]] && moo_preempted "$status" && MOO_ENDING=pre-emption
     moo_say "the step ended with status $status${MOO_ENDING:+ after $MOO_ENDING}; step $(moo_saved) is saved"
     # SIGTERM is SLURM's own end of a job: cancelled, or requeued by SLURM. SIGUSR1 is --signal's.
     [[ $MOO_ENDING == SIGTERM ]] && exit 143

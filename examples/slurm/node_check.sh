@@ -16,6 +16,12 @@ fail() {
 
 free_gb() { df --output=avail -B1000000000 "$1" 2>/dev/null | tail -n 1 | tr -d ' '; }
 
+# index, uncorrected memory errors, MiB in use, slowed down by heat: a line for every GPU.
+gpus_by() {
+    timeout 60 nvidia-smi --format=csv,noheader,nounits \
+        --query-gpu="index,ecc.errors.uncorrected.volatile.total,memory.used,$1.hw_thermal_slowdown" 2>&1
+}
+
 # The folder of the run, written to: a file system that is read-only or not mounted here is found now.
 probe=$run_dir/.node_check.$node
 if ! { echo ok >"$probe" && [[ $(<"$probe") == ok ]]; } 2>/dev/null; then
@@ -28,8 +34,13 @@ disk=$(free_gb "$run_dir") shm=$(free_gb /dev/shm)
 [[ ${shm:-0} -ge ${MIN_SHM_GB:-1} ]] || fail "${shm:-no} GB free in /dev/shm, ${MIN_SHM_GB:-1} wanted"
 
 if [[ $gpus -gt 0 ]]; then
-    if ! table=$(timeout 60 nvidia-smi --query-gpu=index,ecc.errors.uncorrected.volatile.total,memory.used,clocks_event_reasons.hw_thermal_slowdown \
-        --format=csv,noheader,nounits 2>&1); then
+    table=$(gpus_by clocks_event_reasons)
+    status=$?
+    if [[ $table == *"not a valid field"* ]]; then # drivers before 535 have an older name
+        table=$(gpus_by clocks_throttle_reasons)
+        status=$?
+    fi
+    if [[ $status -ne 0 ]]; then
         fail "nvidia-smi does not answer: $(head -n 1 <<<"$table")"
     else
         seen=$(grep -c . <<<"$table")

@@ -24,10 +24,10 @@ SCRIPTS = sorted(
         *ROOT.glob("tests/*/*.sh"),
     ]
 )
-# srun: the node check passes; the step does what $DO says and writes down how it was called.
+# srun: the node check does what $CHECK says; the step does what $DO says and writes down how it was called.
 FAKES = {
     "srun": """\
-case "$*" in *node_check.sh*) exit 0 ;; esac
+case "$*" in *node_check.sh*) touch checked; eval "${CHECK:-}"; exit 0 ;; esac
 printf '%s\\n' "$@" >srun.args
 env >srun.env
 trap 'echo USR1 >got; echo 7 >"$RUN/checkpoints/latest_checkpointed_iteration.txt"; exit 1' USR1
@@ -37,7 +37,8 @@ eval "$DO"
 case "$1 $2" in
     "show hostnames") printf 'localhost\\nnode-without-a-name\\n' ;;
     "show node") echo "NodeName=$3 Arch=x86_64 NodeAddr=10.9.8.7 NodeHostName=$3" ;;
-    "show job") echo "JobId=5 PreemptTime=${PREEMPT:-None} Restarts=0" ;;
+    "show job") echo "   StartTime=2026-11-25T07:00:00 EndTime=2026-11-26T07:00:00
+   PreemptEligibleTime=2026-11-25T07:00:00 PreemptTime=${PREEMPT:-None}" ;;
     requeue*) echo "$2" >requeued ;;
 esac
 """,
@@ -65,10 +66,11 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     return env | job | more
 
 
-def sbatch(folder: Path, script: str, **more: str) -> subprocess.Popen:
+def sbatch(folder: Path, script: str, args: tuple[str, ...] | None = None, **more: str) -> subprocess.Popen:
+    """A script under way in ``folder``, with a recipe there and a flag unless ``args`` are others."""
     recipe = folder / "recipe.yaml"
     recipe.touch()
-    command = ["bash", str(SLURM / script), str(recipe), "--lr", "1e-4"]
+    command = ["bash", str(SLURM / script), *((str(recipe), "--lr", "1e-4") if args is None else args)]
     pipe = subprocess.PIPE
     return subprocess.Popen(
         command, cwd=folder, env=environment(folder, **more), stdout=pipe, stderr=subprocess.STDOUT, text=True
@@ -125,22 +127,62 @@ def test_containers(tmp_path: Path) -> None:
     args = (tmp_path / "srun.args").read_text().splitlines()
     run = tmp_path / "run"
     assert "--container-image=/images/moo" in args and "--no-container-mount-home" in args
-    assert f"--container-mounts={ROOT}:{ROOT},/data:/data:ro,{run}:{run}" in args
+    mounts = f"{ROOT}:{ROOT},{tmp_path}:{tmp_path},/data:/data:ro,{run}:{run}"
+    assert f"--container-mounts={mounts}" in args, "the recipe's folder too"
     status, out = ended(sbatch(tmp_path, "apptainer.sbatch", **more))
     assert status == 0, out
     args = (tmp_path / "srun.args").read_text().splitlines()
     start = args.index("apptainer")
-    assert args[start : start + 6] == [
-        "apptainer",
-        "exec",
-        "--nv",
-        "--no-home",
-        "--bind",
-        f"{ROOT},/data:/data:ro,{run}",
-    ]
+    assert args[start : start + 6] == ["apptainer", "exec", "--nv", "--no-home", "--bind", mounts]
     assert args[start + 8 : start + 11] == ["/images/moo", "bash", str(SLURM / "node.sh")]
     status, out = ended(sbatch(tmp_path, "pyxis.sbatch"))
     assert status != 0 and "set IMAGE" in out
+
+
+@pytest.mark.parametrize("script", ["pyxis.sbatch", "apptainer.sbatch"])
+def test_a_container_mounts_what_was_given_relative_where_the_run_looks(tmp_path: Path, script: str) -> None:
+    (tmp_path / "data").mkdir()
+    more = {"IMAGE": "i", "RUN_DIR": "run", "DATA": "data", "PYTHON": ""}
+    status, out = ended(sbatch(tmp_path, script, ("recipe.yaml",), **more))
+    assert status == 0, out
+    text = (tmp_path / "srun.args").read_text()
+    run, data = tmp_path / "run", tmp_path / "data"
+    assert f"{ROOT}:{ROOT},{tmp_path}:{tmp_path},{data}:{data}:ro,{run}:{run}\n" in text
+    assert f"train\n{tmp_path}/recipe.yaml\n--run-dir\n{run}\n" in text
+
+
+@pytest.mark.parametrize(("args", "told"), [((), "no recipe"), (("gone.yaml", "--lr", "1e-4"), "gone.yaml")])
+def test_without_a_recipe_nothing_is_started(tmp_path: Path, args: tuple[str, ...], told: str) -> None:
+    for script in ("one_node.sbatch", "pyxis.sbatch", "apptainer.sbatch"):
+        status, out = ended(sbatch(tmp_path, script, args, IMAGE="i", RUN_DIR=str(tmp_path / "new")))
+        assert status == 2 and f": {told}: sbatch SCRIPT RECIPE [FLAGS] wants" in out and out.count("\n") == 1
+        assert not any((tmp_path / name).exists() for name in ("checked", "srun.args", "new"))
+
+
+@pytest.mark.parametrize("text", ["release", "12x"])
+def test_a_tracker_without_a_number_is_step_0(tmp_path: Path, text: str) -> None:
+    tracker = tmp_path / "run" / "checkpoints" / "latest_checkpointed_iteration.txt"
+    tracker.parent.mkdir(parents=True)
+    for state in ("", "x y z", "12"):
+        tracker.write_text(text)
+        (tmp_path / "run" / "requeue.state").write_text(state)
+        more = {
+            "DO": 'echo 09 >"$RUN/checkpoints/latest_checkpointed_iteration.txt"',
+            "SLURM_RESTART_COUNT": "1",
+        }
+        status, out = ended(sbatch(tmp_path, "one_node.sbatch", **more))
+        assert status == 0 and "step 0 is saved; starting" in out and "status 0; step 9 is saved" in out, out
+
+
+@pytest.mark.parametrize(("name", "status", "requeued"), [("USR1", 0, True), ("TERM", 143, False)])
+def test_a_signal_before_the_ranks_are_started_starts_none(
+    tmp_path: Path, name: str, status: int, requeued: bool
+) -> None:
+    more = {"CHECK": f"kill -{name} $PPID", "MAX_STALLS": "2"}
+    found, out = ended(sbatch(tmp_path, "many_nodes.sbatch", **more))
+    assert (found, (tmp_path / "requeued").exists()) == (status, requeued), out
+    assert f"SIG{name} came before the ranks were started" in out
+    assert (tmp_path / "checked").exists() and not (tmp_path / "srun.args").exists()
 
 
 def test_the_exchange_benchmark(tmp_path: Path) -> None:
@@ -164,19 +206,20 @@ def test_sigusr1_is_passed_on_and_the_job_requeued(tmp_path: Path) -> None:
     assert "after SIGUSR1; step 7 is saved" in out
 
 
+SAVE = 'echo 4 >"$RUN/checkpoints/latest_checkpointed_iteration.txt"'
+LATER = "2026-11-25T08:00:00"  # than the start of the job
+
+
 @pytest.mark.parametrize(
     ("before", "do", "more", "status", "requeued"),
     [
         (0, "exit 0", {}, 0, False),  # done
         (3, "exit 9", {}, 9, False),  # an error is not tried for ever
-        (0, "exit 1", {"PREEMPT": "2026-11-25T08:00:00"}, 3, False),  # pre-empted before anything was saved
-        (
-            0,
-            'echo 4 >"$RUN/checkpoints/latest_checkpointed_iteration.txt"; exit 1',
-            {"PREEMPT": "2026-11-25"},
-            0,
-            True,
-        ),
+        (0, "exit 1", {"PREEMPT": LATER}, 3, False),  # pre-empted before anything was saved
+        (0, f"{SAVE}; exit 1", {"PREEMPT": LATER}, 0, True),
+        (0, f"{SAVE}; exit 137", {"PREEMPT": LATER}, 0, True),
+        (0, f"{SAVE}; exit 9", {"PREEMPT": LATER}, 9, False),  # an error of its own, at such a time
+        (0, f"{SAVE}; exit 1", {"PREEMPT": "2026-11-24T08:00:00"}, 1, False),  # of an earlier start
     ],
 )
 def test_when_a_job_is_requeued(
@@ -235,6 +278,18 @@ def test_node_check(tmp_path: Path, table: str | None, gpus: str, free: str, mes
             done.returncode == 1 and f"node check: gpu7: {message}" in done.stderr
         ) or message in done.stderr
         assert done.stdout == ""
+
+
+def test_an_older_driver_has_another_name_for_heat(tmp_path: Path) -> None:
+    """Before release 535; what it says to the newer name, and its status."""
+    told = 'Field "clocks_event_reasons.hw_thermal_slowdown" is not a valid field to query.'
+    old = f"""case "$*" in *clocks_event_reasons*) echo '{told}'; exit 2 ;; esac\nprintf '0, 0, 4, Active\\n'\n"""
+    fake(tmp_path, "nvidia-smi", old)
+    env = environment(tmp_path, SLURM_GPUS_ON_NODE="1", MIN_FREE_GB="0", MIN_SHM_GB="0")
+    command = ["bash", str(SLURM / "node_check.sh"), str(tmp_path / "run")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1 and done.stderr.endswith(": GPU 0 is slowed down by heat\n"), done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_run_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
