@@ -59,8 +59,16 @@ def run(args: argparse.Namespace) -> int:
     from megatron_moo.training.recipe import load_recipe
 
     for name in ("gpu_memory", "tflops", "inside", "between", "hbm"):
-        if not getattr(args, name) > 0:
-            raise MooError("is not a positive number", f"--{name.replace('_', '-')}")
+        if not 0 < (value := getattr(args, name)) < float("inf"):
+            raise MooError(
+                f"{value:g} is not a positive number", f"--{name.replace('_', '-')}", "give one above 0"
+            )
+    if not 0 <= args.reserve < args.gpu_memory:
+        raise MooError(
+            f"{args.reserve:g} GiB cannot be taken of --gpu-memory {args.gpu_memory:g}",
+            "--reserve",
+            "give a number from 0 to less than that",
+        )
     platform.prepare()
     recipe = load_recipe(args.recipe, list(args.flags))
     settled = settle(recipe, args.gpus, args.gpus_per_node)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +16,10 @@ import yaml
 
 from megatron_moo.errors import MooError
 from megatron_moo.training import platform
-from megatron_moo.training.arguments import lane_count, moo_config
-from megatron_moo.training.recipe import DEFAULTS, REQUIRED, Recipe, check_keys
+from megatron_moo.training.arguments import lane_count, lane_groups, moo_config, slot_count
+from megatron_moo.training.fused import check_fp8
+from megatron_moo.training.recipe import DEFAULTS, REQUIRED, Recipe, check_keys, check_required
+from megatron_moo.training.support import check_supported
 
 
 @dataclass
@@ -55,8 +59,9 @@ def settle(recipe: Recipe, gpus: int, gpus_per_node: int) -> Settled:
     """
     from megatron_moo.training import plan
 
-    if gpus < 1 or gpus_per_node < 1:
-        raise MooError("is not a number of GPUs", "--gpus", "give a whole number from 1")
+    for count, flag in ((gpus, "--gpus"), (gpus_per_node, "--gpus-per-node")):
+        if count < 1:
+            raise MooError(f"{count} is not a number of GPUs", flag, "give a whole number from 1")
     if gpus > gpus_per_node and gpus % gpus_per_node:
         raise MooError(
             f"{gpus} GPUs do not fill nodes of {gpus_per_node}",
@@ -64,6 +69,7 @@ def settle(recipe: Recipe, gpus: int, gpus_per_node: int) -> Settled:
             "give a multiple of --gpus-per-node",
         )
     notes: list[str] = []
+    check_required(recipe)
     check_keys(recipe, plan._known_flags())
     asked = {**_model_flags(recipe, notes), **recipe.values}
     # Modules are counted with the local spec, which builds anywhere; both specs hold the same parameters.
@@ -77,18 +83,30 @@ def settle(recipe: Recipe, gpus: int, gpus_per_node: int) -> Settled:
     }
     args = plan._parse(values, gpus)
     objectives, vocabulary = _manifest(values.get("languages"), recipe, notes)
-    lanes = lane_count(args)
+    lanes = lane_count(args, "--gpus")
+    check_supported(args)
+    check_fp8(args, {"transformer-impl": impl}, here=False)
+    if getattr(args, "fp8", None) is not None:
+        notes.append("FP8 needs Transformer Engine on every node; only train looks whether it is there")
     config = moo_config(args, objectives)
     dp = gpus // (
         args.tensor_model_parallel_size * args.pipeline_model_parallel_size * args.context_parallel_size
     )
-    passes = config.slots if not args.moo_mixed else int(args.moo_slots if args.moo_slots != "auto" else 1)
-    least = dp * args.micro_batch_size * passes
-    args.global_batch_size = args.global_batch_size or least
+    if 0 < config.slots - 1 <= config.recompute:
+        notes.append(
+            f"--moo-recompute {config.recompute} keeps all rows of {config.slots} slots: nothing is repeated"
+        )
+    # As train does: mixed batches take one pass over as many micro-batches as the slots would have.
+    each = dp * args.micro_batch_size
+    least = each * config.slots
+    args.global_batch_size = args.global_batch_size or each * slot_count(
+        args.moo_slots, objectives, lane_groups(args)
+    )
     if args.global_batch_size % least:
         raise MooError(
-            f"{args.global_batch_size} is not a multiple of {least} (data-parallel size {dp} x slots {passes} x "
+            f"{args.global_batch_size} is not a multiple of {least} (data-parallel size {dp} x slots {config.slots} x "
             f"micro-batch size {args.micro_batch_size})", "global-batch-size",
+            f"give a multiple of {least}, or leave it out",
         )  # fmt: skip
     args.max_position_embeddings = args.max_position_embeddings or args.seq_length
     args.eval_micro_batch_size, args.eval_global_batch_size = (
@@ -141,20 +159,46 @@ def _manifest(languages: Any, recipe: Recipe, notes: list[str]) -> tuple[int, in
 
 
 def _validate(args: Any) -> None:
-    """Megatron's own validation; what it asserts becomes one line."""
+    """Megatron's own validation; what it refuses becomes one line."""
     from megatron.training.arguments import validate_args
 
     args.rank = 0
-    try:
-        with quietly():
-            validate_args(args, {})
-    except AssertionError as error:
-        raise MooError(" ".join(str(error).split()) or "Megatron's validation failed", "recipe") from None
+    with refusals(args), quietly():
+        validate_args(args, {})
     if not args.padded_vocab_size:
         from megatron.core.tokenizers.utils.build_tokenizer import vocab_size_with_padding
 
         args.padded_vocab_size = vocab_size_with_padding(args.vocab_size, args, logging_enabled=False)
     args.perform_initialization = False
+
+
+@contextlib.contextmanager
+def refusals(args: Any) -> Iterator[None]:
+    """What Megatron refuses inside becomes one line that names the flags in it.
+
+    Raises:
+        MooError: for what Megatron's checks raise; many of them assert without a word, so their source line is told.
+    """
+    try:
+        yield
+    except (AssertionError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        line = traceback.extract_tb(error.__traceback__)[-1].line or "another value"
+        line = line.removeprefix("assert ").replace("args.", "").rstrip(" ,\\(")
+        said = " ".join(str(error).split()) or f"{line} is expected"
+        where = ", ".join(f"--{flag}" for flag in _flags_in(said, args)[:4]) or "recipe"
+        raise MooError(f"Megatron refuses it: {said}", where, "change that value") from None
+
+
+def _flags_in(text: str, args: Any) -> list[str]:
+    """Flags that a text names, however it spells them (``--a-b``, ``a_b``, ``a b``), in its order."""
+    plain = re.sub(r"[\s_]+", "-", text.lower())
+    names = sorted((name.replace("_", "-") for name in vars(args) if "_" in name), key=len, reverse=True)
+    found: dict[str, int] = {}
+    for name in names:
+        match = re.search(rf"(?<![a-z0-9]){re.escape(name)}(?![a-z0-9])", plain)
+        if match and not any(name in longer for longer in found):
+            found[name] = match.start()
+    return sorted(found, key=lambda name: found[name])
 
 
 @contextlib.contextmanager

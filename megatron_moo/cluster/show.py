@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from megatron_moo.training.sizes import FULL_RECOMPUTE
+
 if TYPE_CHECKING:
     from megatron_moo.cluster.estimate import Choice, Estimate
 
@@ -73,12 +75,13 @@ def _verdict(found: Estimate) -> str:
         return f"Does not fit. With {_way(choice)} it would: {choice.passes} passes a step, {_gib(choice.bytes)} GiB."
     return (
         "Does not fit, however rows are kept: cut the model (tensor-model-parallel-size), recompute activations "
-        "(recompute-granularity: full), shorten seq-length or train adapters (lora-rank)."
+        f"({FULL_RECOMPUTE}), shorten seq-length or train adapters (lora-rank)."
     )
 
 
 def _held(found: Estimate) -> str:
-    return f", moo-recompute {found.settled.config.recompute}" if found.settled.config.recompute else ""
+    config = found.settled.config
+    return f", moo-recompute {config.recompute}" if 0 < config.recompute < config.slots - 1 else ""
 
 
 def _way(choice: Choice) -> str:

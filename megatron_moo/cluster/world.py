@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from megatron_moo.cluster.settle import quietly
+from megatron_moo.cluster.settle import quietly, refusals
 from megatron_moo.errors import MooError
 
 
@@ -74,13 +74,17 @@ def stages(args: Any) -> list[Stage]:
     size = args.world_size // args.pipeline_model_parallel_size
     found = []
     for stage in range(args.pipeline_model_parallel_size):
-        with _world(args, stage * size), quietly():
+        with refusals(args), _world(args, stage * size), quietly():
             found.append(_stage(args, stage * size, stage))
     return found
 
 
 def total_parameters(args: Any) -> int:
-    """Parameters of the whole model: that of one rank with nothing cut."""
+    """Parameters of the whole model: that of one rank with nothing cut.
+
+    Raises:
+        MooError: where Megatron refuses the model.
+    """
     import copy
 
     whole = copy.copy(args)
@@ -89,7 +93,7 @@ def total_parameters(args: Any) -> int:
         setattr(whole, f"{name}_parallel_size", 1)
     whole.virtual_pipeline_model_parallel_size, whole.sequence_parallel = None, False
     whole.num_distributed_optimizer_instances = 1
-    with _world(whole, 0), quietly():
+    with refusals(args), _world(whole, 0), quietly():
         return sum(param.numel() for chunk in _chunks(whole) for param in chunk.parameters())
 
 

@@ -73,11 +73,12 @@ def add_moo_arguments(parser: Any) -> Any:
     return parser
 
 
-def lane_count(args: Any) -> int:
+def lane_count(args: Any, flag: str = "--nproc") -> int:
     """D, the number of lanes: data-parallel ranks, expert-parallel peers counted once.
 
     Args:
         args: with ``world_size`` and Megatron's parallel sizes.
+        flag: what sets the number of ranks, for the message.
 
     Raises:
         MooError: when the sizes do not divide the ranks.
@@ -89,7 +90,7 @@ def lane_count(args: Any) -> int:
     if args.world_size % model:
         raise MooError(
             f"{args.world_size} ranks do not divide into tensor {tp} x pipeline {pp} x context {cp}",
-            "--nproc",
+            flag,
             f"use a multiple of {model} ranks",
         )
     # Expert groups are consecutive ranks of a stage, as tensor and context groups are: a lane is the larger of both.

@@ -52,15 +52,20 @@ def adam() -> str:
     return "Apex's multi-tensor Adam" if has_apex() else "torch's Adam"
 
 
-def check_fp8(args: Any, flags: dict[str, Any]) -> None:
+def check_fp8(args: Any, flags: dict[str, Any], here: bool = True) -> None:
     """Refuse FP8 where no kernel for it is installed.
+
+    Args:
+        args: Megatron's parsed arguments.
+        flags: the flags of a rank.
+        here: whether the run is on this machine; a plan for another one asks for the layers only.
 
     Raises:
         MooError: naming what is missing.
     """
     if getattr(args, "fp8", None) is None:
         return
-    if not platform.has_gpu() or not platform.has_transformer_engine():
+    if here and not (platform.has_gpu() and platform.has_transformer_engine()):
         missing = "a GPU" if not platform.has_gpu() else "Transformer Engine"
         raise MooError(
             f"{args.fp8} needs {missing}, which is not here", "--fp8-format", "see megatron-moo doctor"

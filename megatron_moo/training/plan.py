@@ -27,7 +27,8 @@ from megatron_moo.training.arguments import (
 )
 from megatron_moo.training.fused import check_fp8
 from megatron_moo.training.integrity import check_owner
-from megatron_moo.training.recipe import DEFAULTS, REQUIRED, Recipe, check_keys, to_argv
+from megatron_moo.training.recipe import DEFAULTS, REQUIRED, Recipe, check_keys, check_required, to_argv
+from megatron_moo.training.sizes import check_sizes
 from megatron_moo.training.support import check_supported
 from megatron_moo.training.watchdog import group_minutes
 
@@ -83,14 +84,10 @@ def plan_run(recipe: Recipe, runs: Path, progress: Callable[[str], None]) -> Run
     """
     from megatron_moo.data import build_corpus, load_manifest
     from megatron_moo.training.evaluation import early_stopping
-    from megatron_moo.training.feed import Feed
+    from megatron_moo.training.feed import Feed, check_places
 
     values = platform.default_flags() | DEFAULTS | recipe.values
-    for key, value in REQUIRED.items():
-        if key in recipe.values and recipe.values[key] != value:
-            raise MooError(
-                f"{key} is {recipe.values[key]!r}, MOO needs {value!r}", str(recipe.path), "remove it"
-            )
+    check_required(recipe)
     values |= REQUIRED
     if not values.get("languages"):
         raise MooError("no manifest", str(recipe.path), "set languages: to a languages.yaml")
@@ -106,7 +103,7 @@ def plan_run(recipe: Recipe, runs: Path, progress: Callable[[str], None]) -> Run
     args.moo_slots = _slots(args, len(manifest.objectives), lanes, before)
     config = moo_config(args, len(manifest.objectives))
     places, earlier = 0 if args.moo_mixed else lanes * config.slots, int(before.get("places", 0))
-    _check_places(run_dir, earlier, places, args)
+    check_places(str(run_dir), earlier, places, args.moo_other_places)
     early_stopping(args, (*manifest.languages, *manifest.unseen))
     dp = args.world_size // (
         args.tensor_model_parallel_size * args.pipeline_model_parallel_size * args.context_parallel_size
@@ -183,17 +180,6 @@ def _check_tokenizer(run_dir: Path, corpus: Any, before: dict[str, Any]) -> None
             str(run_dir),
             "name the earlier one in the manifest (a SentencePiece model that is trained on the languages changes with "
             "them: keep its file and give its path), or choose another --run-dir",
-        )
-
-
-def _check_places(run_dir: Path, earlier: int, places: int, args: Any) -> None:
-    """Refuse another L = slots x lanes than the run had, unless it is asked for: it is another order of objectives."""
-    if places and earlier and places != earlier and not args.moo_other_places:
-        raise MooError(
-            f"its run has {earlier} places a step (slots x lanes), these settings have {places}: which objective comes "
-            "when would begin anew",
-            str(run_dir),
-            f"choose ranks and slots that make {earlier}, or ask for it with --moo-other-places",
         )
 
 
@@ -314,6 +300,7 @@ def _parse(values: dict[str, Any], world: int) -> Any:
     for name in ("micro_batch_size", "seq_length", "train_iters", "num_layers", "hidden_size"):
         if getattr(args, name) is None:
             raise MooError("is not set", name.replace("_", "-"), "add it to the recipe")
+    check_sizes(args)
     return args
 
 

@@ -154,5 +154,17 @@ def check_keys(recipe: Recipe, known: Sequence[str]) -> None:
             )
 
 
+def check_required(recipe: Recipe) -> None:
+    """Refuse another value for a flag of :data:`REQUIRED`.
+
+    Raises:
+        MooError: naming file or command line.
+    """
+    for key, value in REQUIRED.items():
+        if key in recipe.values and recipe.values[key] != value:
+            where = "command line" if key in recipe.overrides else str(recipe.path)
+            raise MooError(f"{key} is {recipe.values[key]!r}, MOO needs {value!r}", where, f"remove {key}")
+
+
 def _text(value: Any) -> str:
     return "-".join(map(str, value)) if isinstance(value, list) else str(value)
