@@ -81,7 +81,7 @@ def check_where(found: Where, nproc: str | None, gpus: int) -> None:
 
 def notes(found: Where | None, environ: Mapping[str, str], gpus: int) -> list[str]:
     """What is allowed and rarely meant."""
-    nodes = int(environ.get("SLURM_JOB_NUM_NODES", "1"))
+    nodes = _number(environ, "SLURM_JOB_NUM_NODES", 1)
     if found is None and nodes > 1:
         return [f"this job has {nodes} nodes and the run will use this one only; start it with srun"]
     if found is not None and gpus > max(1, found.local_world):
@@ -120,7 +120,8 @@ def _from_ranks(environ: Mapping[str, str]) -> Where:
     elastic, tasks = "TORCHELASTIC_RUN_ID" in environ, _srun_tasks(environ)
     if elastic:
         groups = _number(environ, "GROUP_WORLD_SIZE", 1)
-        if tasks and groups != tasks:
+        # A step of one task says nothing: torchrun's agents can be one step each (an srun per node).
+        if groups < tasks:
             raise MooError(
                 f"srun started {tasks} tasks and torchrun made a run of {groups}: they would be {tasks // groups} "
                 "runs in one folder",
@@ -128,18 +129,42 @@ def _from_ranks(environ: Mapping[str, str]) -> Where:
                 f"give torchrun --nnodes={tasks} and one rendezvous endpoint, with one task a node",
             )
         launcher = "torchrun in srun" if tasks else "torchrun"
-    elif tasks and (tasks, _number(environ, "SLURM_PROCID", rank)) != (world, rank):
+    elif tasks and (tasks, _number(environ, "SLURM_PROCID", rank)) == (world, rank):
+        launcher = "srun"
+    elif tasks > 1:
         raise MooError(
             f"srun says task {environ['SLURM_PROCID']} of {tasks}, RANK and WORLD_SIZE say rank {rank} of {world}",
             "environment",
             "unset RANK and WORLD_SIZE to take srun's",
         )
     else:
-        launcher = "srun" if tasks else "RANK"
+        launcher = "RANK"  # in a step of one task, too: somebody's own launcher, started by srun
+    _check_port(environ)
     local = _number(environ, "LOCAL_RANK", 0)
-    return Where(
-        launcher, _node(environ), rank, world, local, _number(environ, "LOCAL_WORLD_SIZE", local + 1)
-    )
+    here = _number(environ, "LOCAL_WORLD_SIZE", local + 1)
+    if not local < here:
+        raise MooError(
+            f"LOCAL_RANK is {local} and LOCAL_WORLD_SIZE {here}",
+            "environment",
+            "ranks count from 0 on a machine",
+        )
+    if here > world:
+        raise MooError(
+            f"LOCAL_WORLD_SIZE is {here} and WORLD_SIZE {world}",
+            "environment",
+            "a machine has no more ranks than the run: start them with torchrun or srun",
+        )
+    return Where(launcher, _node(environ), rank, world, local, here)
+
+
+def _check_port(environ: Mapping[str, str]) -> None:
+    port = environ.get("MASTER_PORT")
+    if port is not None and not (port.isdecimal() and 0 < int(port) < 65536):
+        raise MooError(
+            f"MASTER_PORT is {port!r}, a port from 1 to 65535 was expected",
+            "environment",
+            "set it to a free one, alike for all ranks, or unset it where torchrun or srun chooses it",
+        )
 
 
 def _from_srun(environ: Mapping[str, str]) -> Where:
@@ -153,6 +178,13 @@ def _from_srun(environ: Mapping[str, str]) -> Where:
             "environment",
             "start the ranks with one srun",
         )
+    if rank >= tasks or local >= counts[node]:
+        raise MooError(
+            f"SLURM_PROCID is {rank} of {tasks} and SLURM_LOCALID {local} of {counts[node]}",
+            "environment",
+            "both count from 0: start the ranks with one srun",
+        )
+    _check_port(environ)
     if "MASTER_ADDR" not in environ and "SLURM_STEP_NODELIST" not in environ:
         raise MooError("SLURM_STEP_NODELIST is not set", "environment", "set MASTER_ADDR to the first node")
     return Where("srun", _node(environ), rank, tasks, local, counts[node])
@@ -173,7 +205,7 @@ def _number(environ: Mapping[str, str], name: str, default: int | None = None) -
     text = environ.get(name)
     if text is None and default is not None:
         return default
-    if text is None or not text.isdigit():
+    if text is None or not text.isdecimal():
         raise MooError(
             f"{name} is {text!r}, not a number", "environment", "start ranks with torchrun or srun"
         )

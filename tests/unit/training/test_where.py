@@ -31,6 +31,7 @@ SRUN = {
     "SLURM_JOB_NUM_NODES": "3",
 }  # fmt: skip
 AGENT = {**SRUN, "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}
+ALONE = {**SRUN, "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}
 BATCH = {"SLURM_JOB_ID": "41", "SLURM_PROCID": "0", "SLURM_NTASKS": "16", "SLURM_JOB_NUM_NODES": "2"}
 
 
@@ -47,6 +48,13 @@ BATCH = {"SLURM_JOB_ID": "41", "SLURM_PROCID": "0", "SLURM_NTASKS": "16", "SLURM
         ({**SRUN, **MEETING, "RANK": "5", "WORLD_SIZE": "7", "LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "3"},
          Where("srun", "moo07", 5, 7, 2, 3)),
         ({**MEETING, "RANK": "1", "WORLD_SIZE": "2"}, Where("RANK", socket.gethostname(), 1, 2, 0, 1)),
+        # One srun a node, each of one task, with torchrun --nnodes=2 in it; and the same with another launcher.
+        ({**ALONE, **TORCHRUN}, Where("torchrun in srun", "moo07", 5, 8, 1, 4)),
+        ({**ALONE, **MEETING, "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"},
+         Where("RANK", "moo07", 5, 8, 1, 4)),
+        # A step of two of the run's four nodes.
+        ({**AGENT, **TORCHRUN, "GROUP_WORLD_SIZE": "4", "WORLD_SIZE": "16"},
+         Where("torchrun in srun", "moo07", 5, 16, 1, 4)),
     ],
 )  # fmt: skip
 def test_where_a_process_is(environ: dict[str, str], expected: Where | None) -> None:
@@ -67,6 +75,15 @@ def test_where_a_process_is(environ: dict[str, str], expected: Where | None) -> 
          "--nnodes=2"),
         ({**SRUN, **MEETING, "RANK": "0", "WORLD_SIZE": "1"},
          "srun says task 5 of 7, RANK and WORLD_SIZE say rank 0 of 1"),
+        ({**TORCHRUN, "MASTER_PORT": "abc"}, "MASTER_PORT is 'abc', a port from 1 to 65535 was expected; set it to"),
+        ({**TORCHRUN, "MASTER_PORT": "99999"}, "MASTER_PORT is '99999', a port"),
+        ({**TORCHRUN, "MASTER_PORT": "0"}, "MASTER_PORT is '0', a port"),
+        ({**SRUN, "MASTER_PORT": "-1"}, "MASTER_PORT is '-1', a port"),
+        ({**TORCHRUN, "LOCAL_RANK": "5"}, "LOCAL_RANK is 5 and LOCAL_WORLD_SIZE 4"),
+        ({**TORCHRUN, "LOCAL_RANK": "\u00b2"}, "LOCAL_RANK is '\u00b2', not a number"),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "9"}, "LOCAL_WORLD_SIZE is 9 and WORLD_SIZE 8"),
+        ({**SRUN, "SLURM_LOCALID": "3"}, "SLURM_PROCID is 5 of 7 and SLURM_LOCALID 3 of 3"),
+        ({**SRUN, "SLURM_PROCID": "7"}, "SLURM_PROCID is 7 of 7"),
         ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "3(x3)"}, "SLURM_STEP_TASKS_PER_NODE is '3"),
         ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "many"}, "SLURM_STEP_TASKS_PER_NODE is 'many'"),
     ],
