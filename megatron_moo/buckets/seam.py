@@ -177,9 +177,10 @@ class Seam:
             def put_both(state: dict) -> None:
                 state = dict(state)
                 ours = state.pop("megatron_moo", None)
-                put(state)
+                # Ours first: what it refuses by name, the scheduler only calls another number of samples.
                 if ours is not None:
                     load(ours)
+                put(state)
 
             scheduler.state_dict = lambda: {**get(), "megatron_moo": save()}
             scheduler.load_state_dict = put_both

@@ -21,6 +21,24 @@ from megatron_moo.data.manifest import manifest_notes
 from megatron_moo.errors import MooError
 
 
+def check_places(what: str, earlier: int, places: int, asked_for: bool) -> None:
+    """Refuse another L = slots x lanes than the run had, unless it is asked for: it is another order of objectives.
+
+    Args:
+        what: its run folder or checkpoints.
+
+    Raises:
+        MooError: naming both numbers.
+    """
+    if places and earlier and places != earlier and not asked_for:
+        raise MooError(
+            f"its run has {earlier} places a step (slots x lanes), these settings have {places}: which objective comes "
+            "when would begin anew",
+            what,
+            f"choose ranks and slots that make {earlier}, or ask for it with --moo-other-places",
+        )
+
+
 class Feed:
     """The data side of a run, the same on every rank.
 
@@ -124,6 +142,16 @@ class Feed:
     def state_dict(self) -> dict[str, Any] | None:
         """What a resume needs, equal on all ranks."""
         return None if self.batches is None else self.batches.state_dict()
+
+    def check_places(self, state: Mapping[str, Any], checkpoint: str, asked_for: bool) -> None:
+        """Refuse another number of places than the checkpoint's run had, also where no plan was made before.
+
+        Raises:
+            MooError: unless it was ``asked_for`` (``--moo-other-places``).
+        """
+        earlier = int(state.get("L") or 0)
+        if not self.mixed and earlier:
+            check_places(checkpoint, earlier, self.schedule.positions, asked_for)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue there: the next :meth:`train` does."""

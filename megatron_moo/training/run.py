@@ -264,6 +264,7 @@ class TrainingRun:
 
     def _load(self, state: dict[str, Any]) -> None:
         if "data" in state:
+            self.feed.check_places(state["data"], str(self.args.load), asked_for=self.args.moo_other_places)
             self.feed.load_state_dict(state["data"])
         if self.stopping is not None and "early_stop" in state:
             self.stopping.load_state_dict(state["early_stop"])
