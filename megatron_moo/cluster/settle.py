@@ -154,8 +154,21 @@ def _manifest(languages: Any, recipe: Recipe, notes: list[str]) -> tuple[int, in
         load_manifest(path)
     except MooError as error:
         notes.append(f"the manifest is not ready to train: {error}")
+    _note_tokenizer(told.get("tokenizer"), path, recipe, notes)
     byte = told.get("tokenizer") in (None, "byte")
     return objectives, 257 if byte else None
+
+
+def _note_tokenizer(tokenizer: Any, manifest: Path, recipe: Recipe, notes: list[str]) -> None:
+    """A model goes on with its own tokenizer: ``convert import`` puts it beside the checkpoint, in ``hf``."""
+    place = recipe.values.get("pretrained-checkpoint")
+    if not place or not isinstance(tokenizer, dict) or tokenizer.get("type") != "hf":
+        return
+    own, named = (Path(str(place)) / "hf").resolve(), tokenizer.get("path")
+    if named is not None and (manifest.parent / str(named)).resolve() != own:
+        notes.append(
+            f"{manifest} names the tokenizer {named}, the model's own is {place}/hf: is it the same?"
+        )
 
 
 def _validate(args: Any) -> None:

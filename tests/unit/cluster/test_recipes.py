@@ -61,6 +61,30 @@ def test_it_fits(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     counted = sum(told["bytes"][part] for part in ("parameters", "gradients", "optimizer", "kept_rows"))
     assert told["fits"] and counted < told["bytes"]["total"] <= told["limit_bytes"] == 74 * 2**30
     assert told["slots"] * told["lanes"] >= told["objectives"], "every language has a place in every step"
+    # What a recipe says of the wire is what plan computes.
+    for said in re.findall(r"between nodes are ([\d.]+) times a ring's bytes", text):
+        wire = told["wire_bytes"]
+        assert f"{wire['between'] / wire['ring_between']:.1f}" == said
+    assert ("a ring's bytes" in text) == (path.stem == "pretrain-1b") and "several times" not in text
+    # The manifest that four models share is to be edited, and plan says so.
+    shared = "languages: languages-8.yaml" in text
+    assert any("names the tokenizer ../checkpoints/model/hf" in note for note in told["notes"]) == shared
+
+
+def test_manifests_name_the_models_tokenizer_or_the_readme_says_what_to_edit() -> None:
+    readme = (SLURM / "README.md").read_text(encoding="utf-8")
+    for path in RECIPES:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        manifest = (SLURM / "recipes" / recipe["languages"]).read_text(encoding="utf-8")
+        if (place := recipe.get("pretrained-checkpoint")) is None:
+            assert yaml.safe_load(manifest)["tokenizer"]["train"]
+            continue
+        named = yaml.safe_load(manifest)["tokenizer"]["path"]
+        name = Path(place).name
+        assert named.replace("/model/", f"/{name}/") == f"{place}/hf"
+        assert named == f"{place}/hf" or (name in manifest and "place of `model`" in manifest)
+        (row,) = (line for line in readme.splitlines() if f"`{path.name}`" in line and line.strip()[0] == "|")
+        assert f"`{place}`" in row and f"`{place}/hf`" in row
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
