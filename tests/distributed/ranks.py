@@ -152,7 +152,7 @@ def train_steps(
     schedule = training.get_forward_backward_func()
     if args.overlap_param_gather:  # as train() does: the first step's parameters are whole already
         training.disable_forward_pre_hook(model, param_sync=False)
-    losses, gramians, weights, norms = [], [], [], []
+    losses, gramians, weights, norms, objective_losses = [], [], [], [], []
     initial = [param.detach().clone() for chunk in model for param in chunk.parameters()]
     for iteration in range(first, first + steps):
         args.curr_iteration = iteration
@@ -173,6 +173,7 @@ def train_steps(
         if step.last is not None:
             gramians.append(step.last.gramians.clone())
             weights.append(step.last.weights.clone())
+            objective_losses.append(step.losses_of(step.last.riders))
         if args.overlap_param_gather and iteration == first:
             training.enable_forward_pre_hook(model)
     if args.overlap_param_gather:
@@ -188,6 +189,7 @@ def train_steps(
             for param, before in zip((p for c in model for p in c.parameters()), initial, strict=True)
         ),
         "losses": losses,
+        "objective_losses": objective_losses,
         "grad_norms": norms,
         "gramians": gramians,
         "weights": weights,

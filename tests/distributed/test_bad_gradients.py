@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_moo.moo import METHODS
+from megatron_moo.moo import METHODS, make_method
 from tests.distributed.assemble import errors
 from tests.distributed.case import Case
 from tests.distributed.matrix import OVERLAP, SEQUENCE
@@ -37,8 +37,8 @@ BY_LOSSES = tuple(name for name in _OTHERS if "losses" in METHODS[name].needs)
 MORE = tuple(
     Case(name, dp=2, slots=2, objectives=4, method="ema:cagrad" if name == "ema" else name, poison=(2,),
          poison_with=value)
-    for name in _OTHERS if name not in BY_LOSSES
-    for value in (float("nan"), float("inf"), float("-inf"))
+    for name in (*_OTHERS, "mean", "sum", "mgda", "pcgrad") if name not in BY_LOSSES
+    for value in (float("nan"), float("inf"), float("-inf")) if name in _OTHERS or value == value
 )  # fmt: skip
 
 
@@ -82,15 +82,58 @@ def test_methods_that_weigh_by_losses_leave_it_out_and_take_it_back(pool: RankPo
         bad = [float(weights[:, 2].abs().max()) for weights in rank["weights"]]
         assert bad[:2] == [0.0, 0.0] and min(bad[2:]) > 0
         assert all(float(weights[:, k].abs().min()) > 0 for weights in rank["weights"] for k in (0, 1, 3))
+    for step, alone in enumerate(weights_without(ranks[0], case, 2)):
+        torch.testing.assert_close(ranks[0]["weights"][step], alone, rtol=1e-9, atol=1e-12)
     record(10, f"{method}: the bad language is left out and comes back", 1)
 
 
+def weights_without(rank: dict[str, Any], case: Case, steps: int) -> list[torch.Tensor]:
+    """What a method of its own gives in each step, told of the sound objectives only: their Gramians and losses.
+
+    Returns:
+        ``[B, K]`` each, 0 for the bad objectives.
+    """
+    method = make_method(case.method, **case.options)
+    sound = [k for k in range(case.objectives) if k not in case.poison]
+    found = []
+    for step in range(steps):
+        weights = torch.zeros_like(rank["weights"][step])
+        weights[:, sound] = method(
+            rank["gramians"][step][:, sound][:, :, sound],
+            losses=rank["objective_losses"][step][sound],
+            step=step,
+            block=rank["blocks"],
+        )
+        found.append(weights)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("method", BY_LOSSES)
+def test_by_losses_the_update_is_the_one_of_a_run_without_it(
+    pool: RankPool, method: str, value: float
+) -> None:
+    """A sound step first; the same losses to a run of K - 1, and its weights to K - 1 backward passes."""
+    case = Case(method, dp=2, slots=2, objectives=4, method=method, poison=(2,), poison_with=value, poison_from=1,
+                flags=STILL)  # fmt: skip
+    ranks = pool.run(layout_worker, 2, case, steps=3)
+    alone = weights_without(ranks[0], case, 3)
+    for step in (1, 2):
+        torch.testing.assert_close(ranks[0]["weights"][step], alone[step], rtol=1e-9, atol=1e-12)
+    assert float((alone[2] - alone[1]).abs().max()) > 1e-6, "the losses weigh"
+    reference = pool.run(reference_worker, 1, case, step=2, weights=alone[2])[0]
+    assert max(errors(ranks, reference).values()) <= 1e-5
+    check_parameters(ranks, case)
+
+
 def test_nothing_moves_when_no_gradient_is_finite(pool: RankPool) -> None:
-    """Parameters and Adam's moments are bit-identical on all ranks."""
+    """Parameters and Adam's moments, which a sound step has filled, are bit-identical on all ranks."""
     case = Case("all bad", dp=2, method="cagrad", flags=(*OVERLAP, "--weight-decay", "0.1"))
-    start = pool.run(layout_worker, 2, case, steps=0)
-    bad = pool.run(layout_worker, 2, dataclasses.replace(case, poison=(0, 1)), steps=1)
-    for before, after in zip(start, bad, strict=True):
+    sound = pool.run(layout_worker, 2, case, steps=1)
+    bad = pool.run(layout_worker, 2, dataclasses.replace(case, poison=(0, 1), poison_from=1), steps=2)
+    for before, after in zip(sound, bad, strict=True):
+        assert before["moved"] > 1e-4 and all(float(moment.abs().max()) > 0 for moment in before["adam"])
         assert all(torch.equal(value, after["params"][name]) for name, value in before["params"].items())
         assert all(torch.equal(a, b) for a, b in zip(before["adam"], after["adam"], strict=True))
     record(10, "all languages bad: parameters and Adam's moments bit-identical on all ranks", 1)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from megatron_moo.moo import METHODS
+from tests.distributed.assemble import whole_update
 from tests.distributed.case import Case
 from tests.distributed.matrix import OVERLAP, SMALL_BUCKETS
 from tests.distributed.ranks import layout_worker
@@ -88,6 +89,30 @@ def test_cached_weights_go_on(pool: RankPool) -> None:
         assert torch.equal(one, other)
     for one, other in zip(whole[0]["grads"], rest[0]["grads"], strict=True):
         torch.testing.assert_close(one["values"], other["values"], rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_cached_weights_go_through_a_checkpoint(pool: RankPool, tmp_path: Path) -> None:
+    """Solved at step 0, saved after step 1, due again at step 3; also where the model lies on two stages."""
+    case = Case("every 3", dp=2, slots=2, objectives=3, method="cagrad", every=3)
+    whole = pool.run(layout_worker, 2, case, steps=4)
+    kept = dataclasses.replace(case, flags=("--save", str(tmp_path), "--save-interval", "100", RESHARDABLE))
+    pool.run(layout_worker, 2, kept, steps=2, save=True)
+    goes_on = dataclasses.replace(case, flags=("--load", str(tmp_path), RESHARDABLE))
+    rest = pool.run(layout_worker, 2, goes_on, steps=2)
+    cut = pool.run(layout_worker, 4, dataclasses.replace(goes_on, pp=2), steps=2)
+    assert not torch.equal(whole[0]["weights"][2], whole[0]["weights"][3]), "step 3 solves again"
+    for one, other in zip(whole[0]["weights"][2:], rest[0]["weights"], strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(whole[0]["grads"], rest[0]["grads"], strict=True):
+        assert torch.equal(one["values"], other["values"])
+    for rank in cut:
+        assert torch.equal(rank["weights"][0], whole[0]["weights"][2])
+        torch.testing.assert_close(rank["weights"][1], whole[0]["weights"][3], rtol=1e-3, atol=1e-5)
+    mine, theirs = whole_update(cut), whole_update(whole)
+    total = sum(float(value.square().sum()) for value in theirs.values()) ** 0.5
+    assert sum(float((mine[n] - theirs[n]).square().sum()) for n in theirs) ** 0.5 <= 1e-4 * total
+    record(6, "weights between two solves through a checkpoint, bitwise, and at another PP", 1)
 
 
 def test_buckets_do_not_move_to_another_layout(pool: RankPool) -> None:

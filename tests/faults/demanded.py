@@ -30,10 +30,12 @@ DEMANDED: tuple[tuple[int, str, int], ...] = (
         for layout in ("dp 1", "dp 4", "tp 2", "pp 2")
     ),
     (5, "another L refused unless it is asked for", 1),
+    (5, "another L refused where no plan was made", 1),
     *(
         (6, f"{method} through a checkpoint, bitwise, and at another PP", 1)
         for method in ("gradvac", "crmogm", "ema:cagrad", "famo", "coba")
     ),
+    (6, "weights between two solves through a checkpoint, bitwise, and at another PP", 1),
     (7, "asynchronous checkpoints equal to synchronous ones, every tensor", 3),
     (7, "saves with --moo-keep-last 2, two whole checkpoints kept", 8),
     (7, "a deletion that fails: two whole checkpoints kept", 1),
@@ -46,6 +48,16 @@ DEMANDED: tuple[tuple[int, str, int], ...] = (
     (10, f"cagrad, -inf, tp 2, sp: {_WITHOUT}", 1),
     (10, f"mgda, two of four, nan: {_WITHOUT}", 1),
     *((10, f"{method}, {value}: {_WITHOUT}", 1) for method in _METHODS for value in ("nan", "+inf", "-inf")),
+    *(
+        (10, f"{method}, {value}: {_WITHOUT}", 1)
+        for method in ("mean", "sum", "mgda", "pcgrad")
+        for value in ("+inf", "-inf")
+    ),
+    *(
+        (10, f"{method}, {value}: {_WITHOUT}", 1)
+        for method in ("famo", "coba")
+        for value in ("nan", "+inf", "-inf")
+    ),
     *((10, f"{method}: the bad language is left out and comes back", 1) for method in ("famo", "coba")),
     (10, "all languages bad: parameters and Adam's moments bit-identical on all ranks", 1),
     (10, "a bad language logged with its step and left out", 3),
