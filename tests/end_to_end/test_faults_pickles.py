@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import shutil
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from megatron_moo.cli import main
+from megatron_moo.data.corpus import canonical, read_record
+from megatron_moo.data.indexed import CHUNK
+from megatron_moo.training import integrity
 from megatron_moo.training.integrity import step_folder
 from tests.faults.record import record
-from tests.faults.tiny import Tiny, losses_of
+from tests.faults.tiny import UDHR, Tiny, losses_of
 from tests.pool import RankError, RankPool
 
 
@@ -39,50 +47,126 @@ def tiny(pool: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return tiny
 
 
-def plant(kind: str, checkpoint: Path, canary: Path) -> None:
-    """Put a canary where a reader might unpickle it; the checksums are made to agree, as an attacker would."""
-    bait = Canary(canary)
-    if kind == ".metadata":
-        (checkpoint / ".metadata").write_bytes(pickle.dumps(bait))
-    elif kind == "common.pt":
-        torch.save({"args": bait}, checkpoint / "common.pt")
-    elif kind == "shard":
-        (checkpoint / "__0_0.distcp").write_bytes(pickle.dumps(bait))
-    elif kind == ".pt":
-        torch.save({"model": bait}, checkpoint / "model_optim_rng.pt")
-    else:
-        np.save(checkpoint / "cache.npy", np.array([bait], dtype=object), allow_pickle=True)
-    from megatron_moo.training import integrity
+@dataclass
+class Baited:
+    """A run with its corpus, and a model of Hugging Face, each of its own, in one of whose files a canary sits.
 
-    integrity.write_checksums(checkpoint)
+    Attributes:
+        file: that file.
+        fire: what unpickles it without care.
+    """
+
+    folder: Path
+    run: Path
+    hf: Path
+    file: Path
+    fire: Callable[[Path], Any]
 
 
-def commands(run: Path, out: Path, hf: Path) -> list[list[str]]:
-    return [
-        ["convert", "export", str(run / "checkpoints"), str(out)],
-        ["convert", "verify", str(hf), str(run / "checkpoints")],
-        ["eval", str(run), "--items", "0"],
-        ["report", str(run)],
-    ]
-
-
-# What the first of them says to each bait: a file that it has to read is refused, one that it need not is left alone.
-EXPORT = {".metadata": 2, "common.pt": 2, "shard": 2, ".pt": 0, ".npy": 0}
-
-
-@pytest.mark.parametrize("kind", EXPORT)
-def test_no_pickle_runs(tiny: Tiny, tmp_path: Path, kind: str) -> None:
-    run, canary = tmp_path / "run", tmp_path / "canary"
+def planted(tiny: Tiny, folder: Path, kind: str) -> Baited:
+    """Put a canary where a command reads; the checksums are made to agree, as an attacker would."""
+    run, hf, corpus = folder / "run", folder / "hf", folder / "corpus"
+    flags = yaml.safe_load((tiny.folder / "whole" / "recipe.yaml").read_text())
     shutil.copytree(tiny.folder / "whole", run)
-    plant(kind, step_folder(run / "checkpoints", 4), canary)
-    told = commands(run, tmp_path / "out", tiny.folder / "hf")
-    for number, command in enumerate(told):
-        status = main(command)
-        assert status in (0, 2) if number else status == EXPORT[kind], command
-        assert not canary.exists(), f"{command} ran it"
-    if kind != ".npy":
-        pickle.loads(pickle.dumps(Canary(canary)))
-        assert canary.exists(), "the canary works"
+    shutil.copytree(tiny.folder / "hf", hf)
+    shutil.copytree(flags["flags"]["corpus"], corpus)
+    flags["flags"]["corpus"] = str(corpus)
+    (run / "recipe.yaml").write_text(yaml.safe_dump(flags))
+    checkpoint, bait = step_folder(run / "checkpoints", 4), Canary(folder / "canary")
+    file, fire = checkpoint / kind, unpickle
+    if kind == "common.pt":
+        torch.save({"args": bait}, file)
+        fire = unpickle_torch
+    elif kind == ".pt":  # weights as torch saves them: read by `convert import --allow-pickle`
+        (hf / "model.safetensors").unlink()
+        file, fire = hf / "pytorch_model.bin", unpickle_torch
+        torch.save({"model.norm.weight": bait}, file)
+        torch.save({"model": bait}, checkpoint / "model_optim_rng.pt")
+    elif kind == ".npy":  # no command takes one; arrays are read from the corpus
+        file, fire = corpus / "el" / "valid.idx", unpickle_numpy
+        with file.open("wb") as out:
+            np.save(out, np.array([bait], dtype=object), allow_pickle=True)
+        sign(corpus, "el/valid")
+        shutil.copy(file, checkpoint / "cache.npy")
+    else:
+        file = checkpoint / {"shard": "__0_0.distcp"}.get(kind, kind)
+        file.write_bytes(pickle.dumps(bait))
+    integrity.write_checksums(checkpoint)
+    return Baited(folder, run, hf, file, fire)
+
+
+def sign(corpus: Path, prefix: str) -> None:
+    """Make every size and checksum of a corpus agree with a changed index."""
+    record = read_record(corpus)
+    (part,) = [part for entry in record["entries"] for part in entry["parts"] if part["prefix"] == prefix]
+    index, sums = corpus / f"{prefix}.idx", corpus / part["crc"]
+    of_tokens = sums.read_bytes()[: 4 * -(-part["bin"]["size"] // CHUNK)]
+    data = index.read_bytes()
+    assert len(data) <= CHUNK
+    sums.write_bytes(of_tokens + zlib.crc32(data).to_bytes(4, "little"))
+    part["idx"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    part["crc_sha256"] = hashlib.sha256(sums.read_bytes()).hexdigest()
+    (corpus / "build.json").write_bytes(canonical(record))
+
+
+def unpickle(path: Path) -> Any:
+    return pickle.loads(path.read_bytes())
+
+
+def unpickle_torch(path: Path) -> Any:
+    return torch.load(path, weights_only=False)
+
+
+def unpickle_numpy(path: Path) -> Any:
+    with path.open("rb") as file:
+        return np.load(file, allow_pickle=True)
+
+
+def commands(at: Baited) -> dict[str, list[str]]:
+    run, hf, checkpoints = str(at.run), str(at.hf), str(at.run / "checkpoints")
+    out = {name: str(at.folder / f"{name}-out") for name in ("export", "import", "eval", "analyze")}
+    text = ["--text", str(UDHR / "train"), "--languages", "el,ko", "--sentences", "8", "--tokens", "8"]
+    return {
+        "export": ["convert", "export", checkpoints, out["export"]],
+        "import": ["convert", "import", hf, out["import"], "--allow-pickle"],
+        "verify": ["convert", "verify", hf, checkpoints, "--allow-pickle"],
+        "eval": ["eval", run, "--items", "0"],
+        "eval of a model": [
+            "eval",
+            hf,
+            "--items",
+            "0",
+            *text[:4],
+            "--tokenizer",
+            "byte",
+            "--out",
+            out["eval"],
+        ],
+        "analyze": ["analyze", run, *text, "--out", out["analyze"]],
+        "report": ["report", run],
+    }
+
+
+# Which of them have to read the bait, and refuse it.
+REFUSED = {
+    ".metadata": {"export", "verify", "eval", "analyze"},
+    "common.pt": {"export", "verify", "eval", "analyze"},
+    "shard": {"export", "verify", "eval", "analyze"},
+    ".pt": {"import", "verify", "eval of a model"},
+    ".npy": {"eval"},
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_no_pickle_runs(tiny: Tiny, tmp_path: Path, kind: str) -> None:
+    at = planted(tiny, tmp_path, kind)
+    told: dict[str, int] = {}
+    for name, command in commands(at).items():
+        told[name] = main(command)
+        assert not (tmp_path / "canary").exists(), f"{command} ran it"
+    assert told == {name: 2 if name in REFUSED[kind] else 0 for name in told}
+    at.fire(at.file)
+    assert (tmp_path / "canary").exists(), "the canary works"
     record(13, f"a pickle in {kind} run by no command", len(told))
 
 
