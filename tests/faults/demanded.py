@@ -86,7 +86,7 @@ DEMANDED: tuple[tuple[int, str, int], ...] = (
     (12, "random bit flips over all files, refused naming the file", 100),
     (12, "damaged checkpoints refused by training", 2),
     *(
-        (13, f"a pickle in {kind} run by no command", 5)
+        (13, f"a pickle in {kind} run by no command", 7)
         for kind in (".metadata", "common.pt", "shard", ".pt", ".npy")
     ),
     (13, "train refuses a checkpoint of another user without --moo-trust-load", 2),
