@@ -19,6 +19,7 @@ from megatron_moo.training import platform
 from megatron_moo.training.arguments import lane_count, lane_groups, moo_config, slot_count
 from megatron_moo.training.fused import check_fp8
 from megatron_moo.training.recipe import DEFAULTS, REQUIRED, Recipe, check_keys, check_required
+from megatron_moo.training.sizes import check_model
 from megatron_moo.training.support import check_supported
 
 
@@ -84,6 +85,7 @@ def settle(recipe: Recipe, gpus: int, gpus_per_node: int) -> Settled:
     args = plan._parse(values, gpus)
     objectives, vocabulary = _manifest(values.get("languages"), recipe, notes)
     lanes = lane_count(args, "--gpus")
+    check_model(args)
     check_supported(args)
     check_fp8(args, {"transformer-impl": impl}, here=False)
     if getattr(args, "fp8", None) is not None:

@@ -28,7 +28,7 @@ from megatron_moo.training.arguments import (
 from megatron_moo.training.fused import check_fp8
 from megatron_moo.training.integrity import check_owner
 from megatron_moo.training.recipe import DEFAULTS, REQUIRED, Recipe, check_keys, check_required, to_argv
-from megatron_moo.training.sizes import check_sizes
+from megatron_moo.training.sizes import check_model, check_sizes
 from megatron_moo.training.support import check_supported
 from megatron_moo.training.watchdog import group_minutes
 
@@ -96,6 +96,7 @@ def plan_run(recipe: Recipe, runs: Path, progress: Callable[[str], None]) -> Run
     check_keys(recipe, _known_flags())
     args = _parse(values, world)
     lanes = lane_count(args)
+    check_model(args)
     check_supported(args)
     check_fp8(args, values)
     run_dir = Path(values.get("run-dir") or runs / recipe.name)

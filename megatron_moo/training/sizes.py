@@ -19,7 +19,7 @@ FULL_RECOMPUTE = "recompute-granularity: full, recompute-method: uniform, recomp
 
 
 def check_sizes(args: Any) -> None:
-    """Refuse sizes that are not positive or do not divide, by the name of the flag.
+    """Refuse sizes that are not positive, by the name of the flag.
 
     Args:
         args: Megatron's parsed arguments, before its own validation.
@@ -35,6 +35,17 @@ def check_sizes(args: Any) -> None:
                 f"--{name.replace('_', '-')}",
                 "give a positive one",
             )
+
+
+def check_model(args: Any) -> None:
+    """Refuse a model whose positive sizes do not divide, or whose recomputation is half told.
+
+    Args:
+        args: Megatron's parsed arguments, before its own validation; their layout fits the ranks.
+
+    Raises:
+        MooError: for the first of them, naming the flag.
+    """
     heads, hidden, tp = args.num_attention_heads, args.hidden_size, args.tensor_model_parallel_size
     if heads is None:
         raise MooError("is not set", "num-attention-heads", "add it to the recipe")

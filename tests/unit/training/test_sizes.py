@@ -15,7 +15,6 @@ from tests.unit.training.test_plan import _plan
     [
         (("--num-layers", "0"), "--num-layers: is 0, a whole number from 1 was expected; give a positive one"),
         (("--hidden-size", "33"), "--num-attention-heads: 2 heads do not divide hidden-size 33; "),
-        (("--pipeline-model-parallel-size", "3"), "--nproc: 2 ranks do not divide into tensor 1 x pipeline 3"),
         (("--recompute-granularity", "full"), "--recompute-granularity: full recomputation needs recompute-method"),
         (("--use-distributed-optimizer", "false"), "command line: use-distributed-optimizer is 'false', MOO needs"),
     ],
