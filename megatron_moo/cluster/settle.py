@@ -130,13 +130,18 @@ def _model_flags(recipe: Recipe, notes: list[str]) -> dict[str, Any]:
     path = Path(str(place)) / "model.yaml"
     if not place or not path.is_file():
         return {}
-    flags = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    try:
+        flags = dict(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValueError):
+        raise MooError(
+            "not a mapping of flag names to values", str(path), "import the model again (convert import)"
+        ) from None
     for key, value in flags.items():
         if key not in recipe.values:
             notes.append(f"{key} is taken from {path}; train needs it in the recipe")
         elif str(recipe.values[key]) != str(value):
             notes.append(f"{key} is {recipe.values[key]!r} in the recipe and {value!r} in {path}")
-    return dict(flags)
+    return flags
 
 
 def _manifest(languages: Any, recipe: Recipe, notes: list[str]) -> tuple[int, int | None]:

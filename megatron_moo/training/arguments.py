@@ -97,9 +97,15 @@ def lane_count(args: Any, flag: str = "--nproc") -> int:
     expert = args.expert_model_parallel_size * (args.expert_tensor_parallel_size or tp)
     size = max(tp * cp, expert) * args.num_distributed_optimizer_instances
     if size % (tp * cp) or (args.world_size // pp) % size:
+        alone = max(tp * cp, expert)
+        kind, what = "expert_model_parallel_size", "expert parallel size"
+        if alone % (tp * cp) == 0 and (args.world_size // pp) % alone == 0:
+            kind, what = "num_distributed_optimizer_instances", "optimizer instances"
+        elif args.expert_model_parallel_size == 1:
+            kind, what = "expert_tensor_parallel_size", "expert tensor parallel size"
         raise MooError(
-            f"expert parallel size {args.expert_model_parallel_size} does not split {args.world_size} ranks",
-            "--expert-model-parallel-size",
+            f"{what} {getattr(args, kind)} does not split {args.world_size} ranks",
+            f"--{kind.replace('_', '-')}",
             f"use a multiple of {size * pp} ranks",
         )
     return args.world_size // pp // size

@@ -33,9 +33,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         # Sizes that Megatron would divide by, or build a model of.
         (("--micro-batch-size", "0"), "--micro-batch-size: is 0, a whole number from 1 was expected; give"),
-        (("--micro-batch-size", "-1"), "--micro-batch-size: is -1, "),
         (("--tensor-model-parallel-size", "0"), "--tensor-model-parallel-size: is 0, "),
-        (("--seq-length", "0"), "--seq-length: is 0, "),
         (("--num-layers", "0"), "--num-layers: is 0, "),
         (("--hidden-size", "-4096"), "--hidden-size: is -4096, "),
         (("--vocab-size", "-5"), "--vocab-size: is -5, "),
@@ -59,6 +57,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("--moo-mixed", "--moo-method", "mean", "--moo-slots", "two"), "--moo-slots: 'two' is not a number of passes"),
         # The flag that is wrong is the one that is named.
         (("--pipeline-model-parallel-size", "3"), "--gpus: 4 ranks do not divide into tensor 1 x pipeline 3"),
+        (("--num-distributed-optimizer-instances", "3"),
+         "--num-distributed-optimizer-instances: optimizer instances 3 does not split 4 ranks; use a multiple of 3"),
+        (("--expert-tensor-parallel-size", "3"), "--expert-tensor-parallel-size: expert tensor parallel size 3 does"),
         (("--gpus-per-node", "0"), "--gpus-per-node: 0 is not a number of GPUs; give a whole number from 1"),
         (("--gpus", "0"), "--gpus: 0 is not a number of GPUs"),
         (("--reserve", "-5"), "--reserve: -5 GiB cannot be taken of --gpu-memory 79; give a number from 0 to less"),
@@ -92,6 +93,18 @@ def test_what_train_takes_is_planned_as_train_takes_it(
     assert "Note: --moo-recompute 99 keeps all rows of 3 slots: nothing is repeated" in said
     assert main([*plan, "--moo-mixed", "--moo-method", "mean", "--json"]) == 0
     assert '"global_batch_size": 6,' in capsys.readouterr().out
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("text", ["- a\n", "a: [1\n"])
+def test_a_model_yaml_that_is_none(
+    tiny: Path, tmp_path: Path, text: str, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "model.yaml").write_text(text, encoding="utf-8")
+    assert main(["plan", str(tiny), "--gpus", "4", "--pretrained-checkpoint", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/model.yaml: not a mapping of flag names to values; import the model again" in said
+    assert said.count("\n") == 1
 
 
 def test_a_check_of_megatrons_without_words_is_told_by_its_source(tmp_path: Path) -> None:
