@@ -126,22 +126,13 @@ def commands(at: Baited) -> dict[str, list[str]]:
     run, hf, checkpoints = str(at.run), str(at.hf), str(at.run / "checkpoints")
     out = {name: str(at.folder / f"{name}-out") for name in ("export", "import", "eval", "analyze")}
     text = ["--text", str(UDHR / "train"), "--languages", "el,ko", "--sentences", "8", "--tokens", "8"]
+    few = ["--items", "0", "--windows", "1", "--new-tokens", "0"]
     return {
         "export": ["convert", "export", checkpoints, out["export"]],
         "import": ["convert", "import", hf, out["import"], "--allow-pickle"],
         "verify": ["convert", "verify", hf, checkpoints, "--allow-pickle"],
-        "eval": ["eval", run, "--items", "0"],
-        "eval of a model": [
-            "eval",
-            hf,
-            "--items",
-            "0",
-            *text[:4],
-            "--tokenizer",
-            "byte",
-            "--out",
-            out["eval"],
-        ],
+        "eval": ["eval", run, *few],
+        "eval of a model": ["eval", hf, *text[:4], *few, "--tokenizer", "byte", "--out", out["eval"]],
         "analyze": ["analyze", run, *text, "--out", out["analyze"]],
         "report": ["report", run],
     }
