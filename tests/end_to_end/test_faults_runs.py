@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,45 @@ def test_another_number_of_places_is_refused_unless_asked_for(tiny: Tiny, begun:
     argv = tiny.plan(run.name, *flags, "--moo-other-places", ranks=1)
     assert "--moo-other-places" in argv  # trained in tests/end_to_end/test_data.py
     record(5, "another L refused unless it is asked for", 1)
+    # Megatron-style scripts make no plan: what the checkpoint says is held against the flags where it is loaded.
+    unasked = [word for word in argv if word != "--moo-other-places"]
+    with pytest.raises(
+        RankError, match=r"checkpoints: its run has 4 places a step .*, these settings have 2"
+    ):
+        tiny.train(unasked, ranks=1)
+    record(5, "another L refused where no plan was made", 1)
+
+
+# Fault 8 (a rank that is stopped: tests/end_to_end/test_faults_processes.py) --------------------------------
+
+
+def minutes_worker(rank: int, world: int, argv: list[str]) -> int:
+    """``--distributed-timeout-minutes`` of a script that calls ``install()``."""
+    from megatron.training.arguments import parse_and_validate_args
+
+    from megatron_moo.training import platform
+    from megatron_moo.training.arguments import add_moo_arguments
+    from megatron_moo.training.install import install
+
+    platform.prepare()
+    sys.argv = ["rank", *argv]
+    args = parse_and_validate_args(extra_args_provider=add_moo_arguments)
+    install(args)
+    return args.distributed_timeout_minutes
+
+
+def test_collectives_wait_longer_than_the_watchdog_where_no_plan_was_made(
+    tiny: Tiny, agreed: list[str]
+) -> None:
+    at = agreed.index("--distributed-timeout-minutes")
+    script = agreed[:at] + agreed[at + 2 :]
+    assert tiny.pool.run(minutes_worker, 1, script) == [20]
+    with pytest.raises(
+        RankError, match="--distributed-timeout-minutes: collectives fail after 2 min, before"
+    ):
+        tiny.pool.run(
+            minutes_worker, 1, [*script, "--moo-timeout", "120", "--distributed-timeout-minutes", "2"]
+        )
 
 
 # Fault 11 -------------------------------------------------------------------------------------------------
