@@ -84,6 +84,8 @@ def tests_of(lines: list[dict[str, Any]]) -> dict[str, Ran]:
         ran = tests.setdefault(name, Ran())
         if "began" in line:
             tests[name] = Ran(line["began"])
+        elif "test" not in line:
+            tests[name] = Ran(records=[line])
         elif "ended" in line:
             ran.ended, ran.why = line["ended"], line.get("why", "")
         else:

@@ -67,6 +67,12 @@ def test_a_whole_campaign_is_enough_and_nothing_less_is() -> None:
     assert "- `t0`: failed (no)" in text and "Run on 2026-01-02 to 2026-01-03." in text
 
 
+def test_what_was_recorded_before_tests_were_named_counts_once_and_is_not_called_passed() -> None:
+    old = {"fault": 1, "case": "old", "count": 4}
+    row = page.rows_of(page.tests_of([old, old]))[1, "old"]
+    assert row.count == 4 and not row.passed
+
+
 TESTS = """\
 import os
 import pytest
