@@ -297,6 +297,14 @@ def _parse(values: dict[str, Any], world: int) -> Any:
     except SystemExit:
         line = said.getvalue().strip().splitlines()[-1]
         raise MooError(line.split("error: ", 1)[-1], "recipe or command line") from None
+    except SyntaxError as error:  # Megatron evaluates patterns of layers
+        text = (error.text or "").strip()
+        names = [f"--{key}" for key, value in values.items() if str(value).strip() == text]
+        raise MooError(
+            f"{text!r} is no pattern ({error.msg})",
+            ", ".join(names) or "recipe or command line",
+            "give a list such as [1,0,1]",
+        ) from None
     args.world_size = world
     for name in ("micro_batch_size", "seq_length", "train_iters", "num_layers", "hidden_size"):
         if getattr(args, name) is None:

@@ -47,6 +47,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         # What only Megatron knows.
         (("--pipeline-model-parallel-size", "2", "--num-layers", "3"),
          "--pipeline-model-parallel-size: Megatron refuses it: Number of layers should be divisible by the pipeline"),
+        (("--window-attn-skip-freq", "["), "--window-attn-skip-freq: '[' is no pattern ('[' was never closed); give"),
         # What train refuses.
         (("--fp16",), "--fp16: fp16 loss scaling does not work with MOO"),
         (("--optimizer", "sgd"), "--optimizer sgd: Muon"),
