@@ -6,8 +6,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from megatron_moo.errors import MooError
 from megatron_moo.training.arguments import add_moo_arguments
 from megatron_moo.training.run import TrainingRun
@@ -57,10 +55,10 @@ def install(args: Any, **settings: Any) -> TrainingRun:
     # DDP and the training loop read these later.
     args.ddp_reduce_scatter_with_fp32_accumulation = args.num_distributed_optimizer_instances == 1
     args.check_for_nan_in_loss_and_grad = False
-    # Megatron makes its process groups later, unless a team did so before; its default is nobody's wish.
-    minutes, made = args.distributed_timeout_minutes, dist.is_available() and dist.is_initialized()
+    # Megatron makes its process groups later; its default is nobody's wish.
+    minutes = args.distributed_timeout_minutes
     args.distributed_timeout_minutes = group_minutes(
-        float(args.moo_timeout), minutes if made or minutes != STOCK_MINUTES else None
+        float(args.moo_timeout), None if minutes == STOCK_MINUTES else minutes
     )
     complete(args)
     return TrainingRun(args)
