@@ -145,7 +145,11 @@ class Exchange:
                     plan.grad if wire is None else wire.pack(plan.rows, self._key(plan), self._step.objective)
                 )
                 room = self._step.room(plan) if wire is None else None
-                received = self._take(sent) if room is None else room
+                if room is None:
+                    received = self._take(sent)
+                else:
+                    received = room
+                    self._free.clear()  # of earlier slots: what has room of its own needs no receive buffer
                 work = dist.all_to_all_single(received, sent.view(-1), group=group, async_op=async_op)
                 self._count_bytes(plan, sent, range(plan.members))
         return Arrival(work, partial(then, received, sent), phases, plan.name)

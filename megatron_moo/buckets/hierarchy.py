@@ -18,13 +18,13 @@ import math
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from megatron_moo.buckets.blocks import BucketPlan
-from megatron_moo.buckets.placement import group_timeout
 from megatron_moo.buckets.wire import row_bytes
 from megatron_moo.errors import MooError
 from megatron_moo.kernels.rows import GROUP
@@ -122,7 +122,13 @@ def choose_size(exchange: str, largest: int, nodes: Sequence[int], wire: str = "
 
 
 def find_hierarchies(
-    plans: Sequence[BucketPlan], exchange: str, wire: str, schedule: Any, nodes: Sequence[int], first: int
+    plans: Sequence[BucketPlan],
+    exchange: str,
+    wire: str,
+    schedule: Any,
+    nodes: Sequence[int],
+    first: int,
+    timeout: timedelta | None = None,
 ) -> None:
     """Give every bucket its :class:`Hierarchy` (or none) and say where its members are. A collective call.
 
@@ -133,6 +139,7 @@ def find_hierarchies(
         schedule: tells the objectives of a step.
         nodes: node of every global rank.
         first: the step that comes next.
+        timeout: of the new process groups; torch's own without it.
 
     Raises:
         MooError: when ``hierarchical`` was asked for and nothing can be grouped.
@@ -152,18 +159,18 @@ def find_hierarchies(
             "--moo-exchange hierarchical",
             "use more data-parallel ranks than objectives, a multiple of them, or --moo-exchange auto",
         )
-    found = {pair: _make_groups(*pair) for pair in wanted}
+    found = {pair: _make_groups(*pair, timeout) for pair in wanted}
     for plan in plans:
         plan.hierarchy = found.get((plan.ranks, sizes.get(plan.ranks, 1)))
 
 
-def _make_groups(ranks: tuple[int, ...], size: int) -> Hierarchy | None:
+def _make_groups(ranks: tuple[int, ...], size: int, timeout: timedelta | None) -> Hierarchy | None:
     """The process groups of one bucket's members; a collective call of the whole world."""
     runs = [ranks[start : start + size] for start in range(0, len(ranks), size)]
     me, mine = dist.get_rank(), {}
     for kind, parts in (("inside", runs), ("across", [ranks[start::size] for start in range(size)])):
         for part in parts:
-            group = dist.new_group(list(part), timeout=group_timeout())
+            group = dist.new_group(list(part), timeout=timeout)
             if me in part:
                 mine[kind] = group
     return Hierarchy(size, **mine) if mine else None

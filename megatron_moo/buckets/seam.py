@@ -305,6 +305,7 @@ class Seam:
             self.step.schedule,
             nodes_of_ranks(config.ranks_per_node),
             self.current_step(),
+            group_timeout(),
         )
         self.exchange.register(plans)
         self.step.place(
