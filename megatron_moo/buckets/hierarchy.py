@@ -159,7 +159,7 @@ def find_hierarchies(
             "--moo-exchange hierarchical",
             "use more data-parallel ranks than objectives, a multiple of them, or --moo-exchange auto",
         )
-    found = {pair: _make_groups(*pair, timeout) for pair in wanted}
+    found = {(ranks, size): _make_groups(ranks, size, timeout) for ranks, size in wanted}
     for plan in plans:
         plan.hierarchy = found.get((plan.ranks, sizes.get(plan.ranks, 1)))
 
