@@ -42,14 +42,15 @@ class Parking:
 
     def begin(self) -> None:
         """Start a pass: every bucket is alive and holds its own rows, if any."""
-        for plan in self.backwards:
-            plan.at = None
-        self._given.clear()
+        self.end()
         for tape in self._tapes.values():
             tape.dead.clear()
 
     def end(self) -> None:
-        """Give back the memory beside the gradient buffers."""
+        """Forget where rows are: they are done with, and the memory beside the gradient buffers goes back."""
+        for plan in self.backwards:
+            plan.at = None
+        self._given.clear()
         for tape in self._tapes.values():
             tape.spare = None
 
