@@ -95,6 +95,8 @@ def load_recipe(path: Path, flags: Sequence[str]) -> Recipe:
 def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
     """``["--a", "1", "--b"]`` to ``{"a": "1", "b": True}``; a flag with several values gives a list.
 
+    A flag that is given again takes the place of what it said before; ``--moo-option`` adds to it.
+
     Raises:
         MooError: for a value that belongs to no flag.
     """
@@ -104,7 +106,8 @@ def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
         if word.startswith("--"):
             key, _, value = word[2:].partition("=")
             key = key.replace("_", "-")
-            found.setdefault(key, True)
+            if key != "moo-option" or key not in found:
+                found[key] = True
             if value:
                 _put(found, key, value)
         elif key is None:

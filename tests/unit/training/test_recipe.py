@@ -94,3 +94,9 @@ def test_options_belong_to_the_method_that_the_recipe_names(tmp_path: Path) -> N
     assert load_recipe(path, ["--lr", "1e-3"]).values["moo-option"] == "c=0.5"
     given = load_recipe(path, ["--moo-method", "pcgrad", "--moo-option", "seed=3"])
     assert given.values["moo-option"] == "seed=3"
+
+
+def test_a_flag_given_again_counts() -> None:
+    assert parse_flags(["--lr", "1", "--train-iters", "5", "--lr", "2"]) == {"lr": "2", "train-iters": "5"}
+    assert parse_flags(["--a", "1", "2", "--a", "3", "4"]) == {"a": ["3", "4"]}
+    assert parse_flags(["--moo-option", "c=0.5", "--moo-option", "d=1"]) == {"moo-option": ["c=0.5", "d=1"]}
