@@ -3,9 +3,14 @@
     gradient buffer   |  bucket 0  |  bucket 1  |  bucket 2  | ...      exchanged in this order
     rows              0 -> spare      1 -> 0       2 -> 1               received right where they stay
 
-A bucket is dead once it was exchanged, so the rows of the next one are received over it. Only the first buckets need
-room of their own: as many as the largest bucket has values. The update of a bucket is written into the bucket itself,
-over rows of later ones, so updates are combined from the last bucket to the first.
+A bucket is dead once it was exchanged, so the rows of the next one are received over it. Only one bucket needs room of
+its own, the *spare*, and what follows it moves down by the size of that one. A bucket that does not fit (a tied
+embedding after small layers) is received elsewhere and copied home, as is everything before the spare's. The spare is
+chosen so that most values are served while the memory stays that of one receive buffer for the largest bucket, and 2 %
+of the gradients at most beside it.
+
+The update of a bucket is written into the bucket itself, over rows of later ones, so updates are combined from the last
+bucket to the first.
 """
 
 from __future__ import annotations
@@ -16,6 +21,8 @@ from itertools import accumulate
 import torch
 
 from megatron_moo.buckets.blocks import BucketPlan
+
+_EXTRA = 50  # one part in so many of the gradients
 
 
 class Parking:
@@ -32,13 +39,16 @@ class Parking:
         buffers: dict[int, list[BucketPlan]] = {}
         for plan in plans:
             buffers.setdefault(plan.grad.untyped_storage().data_ptr(), []).append(plan)
-        self.backwards: list[BucketPlan] = []
+        tapes = [
+            _Tape(sorted(held, key=lambda plan: plan.grad.storage_offset())) for held in buffers.values()
+        ]
+        self.backwards = [plan for tape in tapes for plan in reversed(tape.plans)]
         self._given: dict[str, int] = {}
-        self._tapes: dict[str, _Tape] = {}
-        for held in buffers.values():
-            tape = _Tape(sorted(held, key=lambda plan: plan.grad.storage_offset()))
-            self.backwards += reversed(tape.plans)
-            self._tapes |= {plan.name: tape for plan in held}
+        sizes = [plan.grad.numel() for plan in plans]
+        # Spares are held side by side until the weights are known; one receive buffer would serve all buffers.
+        if sum(tape.cost for tape in tapes) > max(sizes, default=0) + sum(sizes) // _EXTRA:
+            tapes = []
+        self._tapes = {plan.name: tape for tape in tapes for plan in tape.plans}
 
     def begin(self) -> None:
         """Start a pass: every bucket is alive and holds its own rows, if any."""
@@ -57,12 +67,13 @@ class Parking:
     def room(self, plan: BucketPlan) -> torch.Tensor | None:
         """Where a bucket's rows may be received and stay, ``[members * shard]``.
 
-        None for a bucket that cannot be served: of one member (its row is there already), of several
-        distributed-optimizer instances (Megatron sums its own row afterwards), or exchanged out of order.
+        None for a bucket that cannot be served: one that does not fit, of one member (its row is there already), of
+        several distributed-optimizer instances (Megatron sums its own row afterwards), or exchanged out of order.
         """
-        if plan.members == 1 or plan.instances is not None:
+        tape = self._tapes.get(plan.name)
+        if tape is None or plan.members == 1 or plan.instances is not None:
             return None
-        room = self._tapes[plan.name].room(plan)
+        room = tape.room(plan)
         if room is not None:
             self._given[plan.name] = room.data_ptr()
         return room
@@ -77,35 +88,56 @@ class Parking:
 
 
 class _Tape:
-    """The buckets of one gradient buffer, one after the other in memory."""
+    """The buckets of one gradient buffer, one after the other in memory.
+
+    Attributes:
+        cost: values beside the gradient buffer: the spare, and a receive buffer for what is not served after it.
+    """
 
     def __init__(self, plans: list[BucketPlan]) -> None:
         self.plans = plans
         self.dead: set[str] = set()
         self.spare: torch.Tensor | None = None
-        sizes = [plan.grad.numel() for plan in plans]
-        largest, ends = max(sizes), list(accumulate(sizes))
-        beside = next(count for count, end in enumerate(ends, 1) if end >= largest)
-        self._spare_size = ends[beside - 1]
-        # Every bucket moves down by the size of the spare, which is at least its own: it never lies under itself.
-        self._start = {plan.name: end - size for plan, size, end in zip(plans, sizes, ends, strict=True)}
-        self._beside = {plan.name for plan in plans[:beside]}
+        self._sizes = [plan.grad.numel() for plan in plans]
+        self._starts = [end - size for end, size in zip(accumulate(self._sizes), self._sizes, strict=True)]
+        self._number = {plan.name: number for number, plan in enumerate(plans)}
         offsets = [plan.grad.storage_offset() - plans[0].grad.storage_offset() for plan in plans]
-        self._joined = offsets == [end - size for end, size in zip(ends, sizes, strict=True)]
+        allowed = max(self._sizes) + sum(self._sizes) // _EXTRA if offsets == self._starts else 0
+        # The largest bucket's own spare always costs what is allowed: nothing after it fails to fit.
+        choices = [self._served(number) for number in range(len(plans))]
+        fair = [choice for choice in choices if choice[1] <= allowed] or [({}, 0)]
+        self._first, self.cost = max(
+            fair, key=lambda choice: (sum(self._sizes[number] for number in choice[0]), -choice[1])
+        )
+
+    def _served(self, spare: int) -> tuple[dict[int, int], int]:
+        """What the spare of bucket ``spare`` serves: first value of every bucket's room, and the values it costs."""
+        shift = self._sizes[spare]
+        first, home, rest = {spare: -shift}, list[int](), 0
+        for number in range(spare + 1, len(self.plans)):
+            start = self._starts[number] - shift
+            end = start + self._sizes[number]
+            if end <= self._starts[number] and not any(self._overlaps(at, start, end) for at in home):
+                first[number] = start
+            else:
+                home.append(number)
+                rest = max(rest, self._sizes[number])
+        return first, shift + rest
 
     def room(self, plan: BucketPlan) -> torch.Tensor | None:
-        start, size = self._start[plan.name], plan.grad.numel()
-        if plan.name in self._beside:
+        number, size = self._number[plan.name], plan.grad.numel()
+        first = self._first.get(number)
+        if first is None:
+            return None
+        if first < 0:
             if self.spare is None:
-                self.spare = torch.empty(self._spare_size, dtype=plan.grad.dtype, device=plan.grad.device)
-            return self.spare[start : start + size]
-        first = start - self._spare_size
-        under = (p.name for p in self.plans if self._overlaps(p, first, first + size))
-        if not self._joined or not all(name in self.dead for name in under):
+                self.spare = torch.empty(size, dtype=plan.grad.dtype, device=plan.grad.device)
+            return self.spare
+        under = (p.name for at, p in enumerate(self.plans) if self._overlaps(at, first, first + size))
+        if not all(name in self.dead for name in under):
             return None
         base = self.plans[0].grad
         return base.as_strided((size,), (1,), base.storage_offset() + first)
 
-    def _overlaps(self, plan: BucketPlan, first: int, last: int) -> bool:
-        start = self._start[plan.name]
-        return start < last and first < start + plan.grad.numel()
+    def _overlaps(self, number: int, first: int, last: int) -> bool:
+        return self._starts[number] < last and first < self._starts[number] + self._sizes[number]

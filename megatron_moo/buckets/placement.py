@@ -14,7 +14,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_moo.buckets.blocks import BucketPlan, Kind, Placed, block_of, natural_key, segments_of_shard
+from megatron_moo.buckets.blocks import (
+    EXCLUDED,
+    BucketPlan,
+    Kind,
+    Placed,
+    block_of,
+    natural_key,
+    segments_of_shard,
+)
 from megatron_moo.buckets.lanes import Lanes
 from megatron_moo.errors import MooError
 
@@ -103,6 +111,9 @@ def plan_buckets(
         block: kind of block (``MooConfig.block``).
         lanes: lanes of the world.
         exclude: regular expression of parameters that stay at the plain mean.
+
+    Raises:
+        MooError: when ``exclude`` is found in no parameter of the model.
     """
     from megatron.core import parallel_state as ps
 
@@ -126,6 +137,9 @@ def plan_buckets(
     dist.all_gather_object(everyone, sorted(local))
     pairs = sorted({pair for pairs in everyone for pair in pairs})
     blocks = sorted({name for name, _ in pairs}, key=natural_key)
+    if exclude is not None and EXCLUDED not in blocks:
+        near = ", ".join(sorted(member for _, member in pairs)[:2])
+        raise MooError(f"{exclude!r} is found in no parameter", "--moo-exclude", f"names are like {near}")
     index_of = {name: index for index, name in enumerate(blocks)}
     plans = []
     for name, group, bucket, placed in named:

@@ -65,12 +65,17 @@ TABLE: tuple[Row, ...] = (
         "the update is combined on the device",
         _has("optimizer_cpu_offload"),
     ),
-    Row("fp8 parameters", "--fp8-param-gather", "their buffers are packed bytes", _has("fp8_param_gather")),
+    Row(
+        "fp8 and fp4 parameters",
+        "--fp8-param-gather",
+        "their buffers are packed bytes",
+        lambda args: bool(args.fp8_param_gather or getattr(args, "fp4_param_gather", False)),
+    ),
     Row(
         "gradients reduced in bf16",
         "--grad-reduce-in-bf16",
         "Gramians need fp32 rows",
-        _has("grad_reduce_in_bf16"),
+        lambda args: bool(args.grad_reduce_in_bf16) or "bf" in str(getattr(args, "main_grads_dtype", "")),
     ),
     Row(
         "averaging collectives",

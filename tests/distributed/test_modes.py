@@ -125,3 +125,10 @@ def test_gramians_in_the_metric_of_adam(pool: RankPool, case: Case) -> None:
     assert (euclidean["weights"] - reference["weights"]).abs().max() > 1e-2, (
         "the metric must matter to be seen"
     )
+
+
+def test_an_exclusion_that_excludes_nothing_is_refused(pool: RankPool) -> None:
+    with pytest.raises(
+        AssertionError, match="--moo-exclude: 'nrom' is found in no parameter; names are like"
+    ):
+        pool.run(layout_worker, 2, Case("exclude", dp=2, exclude="nrom"))
