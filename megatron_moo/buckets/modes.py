@@ -123,7 +123,7 @@ class AmortisedStep(MooStep):
             self.phases,
             self._step - self._solved_at,
         )
-        self._watch_drops(dropped, counts)
+        self._drops.count(self._step, dropped, counts)
         for call in self.on_resolved:
             call(self.last)
         return self.last

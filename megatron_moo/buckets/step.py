@@ -22,6 +22,7 @@ import torch.distributed as dist
 from megatron_moo.buckets.blocks import BucketPlan, Kind, Segment
 from megatron_moo.buckets.config import MooConfig
 from megatron_moo.buckets.constants import constant
+from megatron_moo.buckets.drops import DropWatch
 from megatron_moo.buckets.gramians import GramianSum
 from megatron_moo.buckets.hierarchy import FLAT_EVERY, one_objective_each
 from megatron_moo.buckets.parking import Parking
@@ -32,8 +33,6 @@ from megatron_moo.buckets.weights import WeightSolver
 from megatron_moo.errors import MooError
 from megatron_moo.kernels import combine, combine_segments, gramian, gramian_segments
 from megatron_moo.kernels.rows import few_enough
-
-_DROPPED_IN_A_ROW = 10
 
 
 class Schedule(Protocol):
@@ -117,8 +116,7 @@ class MooStep:
         self._world: Any = None
         self._lane = 0
         self._members = ""
-        self._drops = [0] * len(self.objectives)
-        self._unread: torch.Tensor | None = None
+        self._drops = DropWatch(objectives)
         self.now = Pass(0)
         self.passes: tuple[Pass, ...] = (self.now,)
         self.phases = Phases(torch.device("cpu"))
@@ -210,11 +208,11 @@ class MooStep:
 
     def _remember(self) -> Any:
         """What a step changes that the next one reads."""
-        return self.solver.state_dict(), self._drops
+        return self.solver.state_dict(), self._drops.drops
 
     def _forget(self, memory: Any) -> None:
         """Go back to what :meth:`_remember` returned."""
-        state, self._drops = memory
+        state, self._drops.drops = memory
         self.solver.load_state_dict(state)
 
     def _plan(self) -> tuple[Pass, ...]:
@@ -417,7 +415,7 @@ class MooStep:
             self._kept = {}
             self._parking.end()
         self.last = Resolved(self._step, gramians, weights, counts, dropped, same, riders, self.phases)
-        self._watch_drops(dropped, counts)
+        self._drops.count(self._step, dropped, counts)
         for call in self.on_resolved:
             call(self.last)
         return self.last
@@ -471,31 +469,3 @@ class MooStep:
         """Inverse of :meth:`state_dict`."""
         self.solver.load_state_dict(state)
         self._members = state.get("members", "")
-
-    def _watch_drops(self, dropped: torch.Tensor, counts: torch.Tensor) -> None:
-        """Stop when an objective was bad too often in a row, steps without it apart.
-
-        On a GPU a step later, when nothing waits for the answer.
-        """
-        seen = torch.stack([dropped, counts > 0])
-        if seen.is_cuda:
-            last, self._unread = self._unread, seen
-            if last is None:
-                return
-            seen = last
-        gone, there = seen.tolist()
-        self._drops = [
-            drops + 1 if bad else 0 if present else drops
-            for drops, bad, present in zip(self._drops, gone, there, strict=True)
-        ]
-        names = [
-            name
-            for name, drops in zip(self.objectives, self._drops, strict=True)
-            if drops >= _DROPPED_IN_A_ROW
-        ]
-        if names:
-            raise MooError(
-                f"the gradient of {', '.join(names)} was not finite for {_DROPPED_IN_A_ROW} steps in a row",
-                f"step {self._step}",
-                "lower the learning rate or look at the data of that language",
-            )

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 import torch
 
-from megatron_moo.buckets.step import MooStep
+from megatron_moo.buckets.drops import DropWatch
 from megatron_moo.errors import MooError
 
 
 def steps(pattern: list[str], absent: list[str] | None = None) -> int:
     """How many steps a run of objectives a and b takes; a pattern names the bad ones, ``absent`` those not there."""
-    step: Any = SimpleNamespace(objectives=("a", "b"), _drops=[0, 0], _step=0, _unread=None)
+    watch = DropWatch(("a", "b"))
     absent = absent or [""] * len(pattern)
     for number, (bad, gone) in enumerate(zip(pattern, absent, strict=True), 1):
-        dropped = torch.tensor([name in bad for name in step.objectives])
-        counts = torch.tensor([0.0 if name in gone else 5.0 for name in step.objectives], dtype=torch.float64)
-        step._step = number
+        dropped = torch.tensor([name in bad for name in watch.objectives])
+        counts = torch.tensor(
+            [0.0 if name in gone else 5.0 for name in watch.objectives], dtype=torch.float64
+        )
         try:
-            MooStep._watch_drops(step, dropped, counts)
+            watch.count(number, dropped, counts)
         except MooError:
             return number
     return len(pattern)
