@@ -12,6 +12,7 @@ import numpy as np
 from megatron_moo.evaluate.compare import Comparison, Run
 from megatron_moo.report.charts import palette
 from megatron_moo.report.charts.binning import bins
+from megatron_moo.report.charts.forest import Point
 from megatron_moo.report.charts.lines import Series
 from megatron_moo.report.metrics import RunMetrics, read_metrics
 from megatron_moo.report.records import Array
@@ -37,6 +38,24 @@ class Arm:
     def summaries(self) -> tuple[RunSummary, ...]:
         """Of every run."""
         return tuple(summarize(one) for one in self.metrics)
+
+
+@dataclass(frozen=True)
+class Both:
+    """A comparison and its arms, the reference first."""
+
+    found: Comparison
+    arms: tuple[Arm, ...]
+
+    @cached_property
+    def seen(self) -> tuple[str, ...]:
+        """Languages trained on, as the reference's first run names them."""
+        return self.arms[0].runs[0].seen
+
+    @cached_property
+    def unseen(self) -> tuple[str, ...]:
+        """Held-out languages that are not trained on."""
+        return self.arms[0].runs[0].unseen
 
 
 @dataclass(frozen=True)
@@ -78,6 +97,13 @@ def spread(values: Sequence[float]) -> Spread:
     if not values or not all(map(math.isfinite, values)):
         return Spread(math.nan, math.nan, math.nan, tuple(values))
     return Spread(float(np.mean(values)), min(values), max(values), tuple(values))
+
+
+def point(arm: Arm, values: Spread) -> Point:
+    """An arm's mean in a forest plot, with a line over its runs where there are several."""
+    many = len(values.each) > 1
+    ends = (values.low, values.high) if many else (math.nan, math.nan)
+    return Point(arm.short, values.mean, arm.classes, *ends)
 
 
 def bits_of(arm: Arm, tags: Sequence[str]) -> Spread:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 
 import numpy as np
 from markupsafe import Markup
@@ -13,15 +12,18 @@ from markupsafe import Markup
 from megatron_moo.evaluate.arms import (
     MOST_BANDS,
     Arm,
+    Both,
     Spread,
     bits_of,
     held_out,
+    point,
     series,
     spread,
     trained,
     worst_of,
 )
-from megatron_moo.evaluate.compare import Comparison, Difference, Run
+from megatron_moo.evaluate.compare import Difference, Run
+from megatron_moo.evaluate.compare_beside import evaluation_section, representations_section
 from megatron_moo.report import units
 from megatron_moo.report.charts import frame
 from megatron_moo.report.charts.bars import panels
@@ -42,24 +44,6 @@ from megatron_moo.report.summary import end_window, mean
 BITS = "bits per byte"
 MOST_ROWS = 48  # blocks; more of them become a heat map
 MEANS = {"seen": "mean of seen", "unseen": "mean of unseen", "worst": "worst seen"}
-
-
-@dataclass(frozen=True)
-class Both:
-    """A comparison and its arms, the reference first."""
-
-    found: Comparison
-    arms: tuple[Arm, ...]
-
-    @cached_property
-    def seen(self) -> tuple[str, ...]:
-        """Languages trained on, as the reference's first run names them."""
-        return self.arms[0].runs[0].seen
-
-    @cached_property
-    def unseen(self) -> tuple[str, ...]:
-        """Held-out languages that are not trained on."""
-        return self.arms[0].runs[0].unseen
 
 
 def shown(value: float) -> str:
@@ -150,22 +134,11 @@ def _rows(both: Both) -> list[tuple[str, Callable[[Arm], Spread], bool]]:
 
 def _languages(both: Both) -> Markup:
     rows = [
-        ForestRow(name, tuple(_point(arm, pick(arm)) for arm in both.arms), heavy)
+        ForestRow(name, tuple(point(arm, pick(arm)) for arm in both.arms), heavy)
         for name, pick, heavy in _rows(both)
     ]
     spec = Figure("bits-languages", "Held-out loss per language at the end", BITS, wide=True)
     return forest(spec, rows, digits=4)
-
-
-def _point(arm: Arm, values: Spread) -> Point:
-    many = len(values.each) > 1
-    return Point(
-        arm.short,
-        values.mean,
-        arm.classes,
-        values.low if many else math.nan,
-        values.high if many else math.nan,
-    )
 
 
 def _panels(both: Both) -> Markup:
@@ -332,7 +305,7 @@ def _conflict_blocks(both: Both) -> Markup:
     spec = Figure("conflict-blocks", "Conflict rate per block at the end", "share of pairs", note, wide=True)
     if len(blocks) <= MOST_ROWS:
         rows = [
-            ForestRow(block, tuple(_point(arm, spread(told[arm.short][block])) for arm in both.arms))
+            ForestRow(block, tuple(point(arm, spread(told[arm.short][block])) for arm in both.arms))
             for block in blocks
         ]
         return forest(spec, rows, zero=True) if rows else frame.missing(spec, "Not measured in these runs.")
@@ -375,7 +348,7 @@ def _token_tags(both: Both) -> list[str]:
 
 def _shares(both: Both) -> Markup:
     rows = [
-        ForestRow(tag, tuple(_point(arm, _share(arm, tag)) for arm in both.arms)) for tag in _token_tags(both)
+        ForestRow(tag, tuple(point(arm, _share(arm, tag)) for arm in both.arms)) for tag in _token_tags(both)
     ]
     spec = Figure("token-shares", "Share of the tokens", "%, mean and spread over the runs", wide=True)
     return (
@@ -475,5 +448,7 @@ SECTIONS: Sequence[Callable[[Both], Section]] = (
     curves_section,
     conflict_section,
     tokens_section,
+    evaluation_section,
+    representations_section,
     recipes_section,
 )

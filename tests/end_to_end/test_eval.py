@@ -58,7 +58,6 @@ def test_a_run_is_evaluated_as_its_own_validation_did(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_cloze_is_that_of_the_harness(tmp_path: Path) -> None:
-    pytest.importorskip("lm_eval")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

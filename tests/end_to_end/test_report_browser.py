@@ -135,6 +135,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = write_pairs(tmp_path_factory.mktemp("pairs"), ("mean", "cagrad", "pcgrad"), seeds=(1, 2))
+    for run in runs:
+        write_beside(run)
     return write_comparison(compare([read_run(run) for run in runs]))
 
 

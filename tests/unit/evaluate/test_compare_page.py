@@ -11,18 +11,21 @@ import numpy as np
 import pytest
 import yaml
 
+from megatron_moo.analyze.curves import CURVES
 from megatron_moo.cli import main
 from megatron_moo.errors import MooError
 from megatron_moo.evaluate.compare import compare, read_run
 from megatron_moo.evaluate.compare_page import page_path, write_comparison
 from tests.unit.evaluate.paired import write_pairs
+from tests.unit.report.fake_beside import write_beside
 from tests.unit.report.fake_run import BLOCKS, SEEN, UNSEEN
 from tests.unit.report.html import Page
 
 PLOTS = {
     "forest-0", "difference-table", "bits-languages", "bits-panels", "bits-table", "train-curve", "seen-curve",
     "unseen-curve", "difference-curve", "conflict-time", "cosine-time", "conflict-blocks", "token-shares",
-    "tokens-table", "recipes-table", "versions-table", "runs-table",
+    "tokens-table", "recipes-table", "versions-table", "runs-table", "eval-table", "eval-cloze", "layers-table",
+    *(f"layer-{name}" for name in CURVES),
 }  # fmt: skip
 TABLES = {plot for plot in PLOTS if plot.endswith("-table")}
 
@@ -43,7 +46,22 @@ def page_of(runs: list[Path], unequal: bool = False) -> Page:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_pairs(tmp_path_factory.mktemp("runs"))
+    """Runs with an evaluation and an analysis beside them; numbers differ by recipe."""
+    found = write_pairs(tmp_path_factory.mktemp("runs"))
+    for i, run in enumerate(found):
+        write_beside(run)
+        path = run / "eval.json"
+        told = json.loads(path.read_text())
+        told["languages"]["ko"]["bits_per_byte"] = 3.0 + 0.1 * i
+        told["languages"]["ko"]["cloze"]["acc_norm"] = 0.4 + 0.1 * i
+        path.write_text(json.dumps(told))
+        path = run / "analysis" / "analysis.json"
+        told = json.loads(path.read_text())
+        for layer in told["models"][0]["layers"]:
+            layer["silhouette"] = 0.1 * layer["layer"] + 0.01 * i
+        told["models"].reverse()  # the run's own is found by its name
+        path.write_text(json.dumps(told))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +134,39 @@ def test_shares_recipes_versions_and_runs(page: Page, runs: list[Path]) -> None:
     assert "torch 2.13.0 2.13.0" in page.words("versions-table")
     assert all(run.name in page.words("runs-table") for run in runs)
     assert "lr: 0.001" in page.words() and "3 pairs by seed" in page.words()
+
+
+def test_evaluations_and_analyses_beside_the_runs(page: Page) -> None:
+    assert "ko 4.0000 3.1000 0.500 4.0000 3.4000 0.800" in page.words("eval-table")
+    cloze = {row["n"]: row["s"] for row in page.data("eval-cloze")["forest"]}
+    assert [side[1] for side in cloze["ko"]] == ["0.500", "0.800"]
+    assert "20 items" in page.words("eval-cloze") and "All of step 40, windows of 128 tokens." in page.words()
+    reference, other = page.data("layer-silhouette")["s"]
+    np.testing.assert_allclose(reference["v"], [0.01, 0.11, 0.21, 0.31, 0.41], rtol=1e-2)
+    np.testing.assert_allclose(other["hi"], [0.05, 0.15, 0.25, 0.35, 0.45], rtol=1e-2)
+    assert " 4 0.410 0.440 " in page.words("layers-table")
+
+
+def test_evaluations_that_do_not_compare(tmp_path: Path) -> None:
+    few: dict[str, Any] = {"seen": ("en", "de"), "unseen": ("ko",), "steps": 4, "seeds": (1, 2)}
+    runs = write_pairs(tmp_path, **few)
+    words = page_of(runs).words()
+    assert "None of the runs was evaluated: “megatron-moo eval runs/mean-1” and so on" in words
+    assert (
+        "None of the runs was analysed: “megatron-moo analyze runs/mean-1 --text FOLDER” and so on" in words
+    )
+    write_beside(runs[0], tags=("en", "de"))
+    words = page_of(runs).words()
+    assert "Not evaluated: mean-2, cagrad-1, cagrad-2." in words
+    write_beside(runs[2], tags=("en", "de"), step=30)
+    told = json.loads((runs[0] / "eval.json").read_text())
+    told["cloze"], told["languages"]["en"]["cloze"] = 7, "none"
+    (runs[0] / "eval.json").write_text(json.dumps(told))
+    (runs[1] / "eval.json").write_text("[")
+    page = page_of(runs)
+    assert "evaluated at different steps or window lengths: these numbers do not compare" in page.words()
+    assert "analysed at different steps or on different sentences" in page.words()
+    assert "NaN" not in page.text
 
 
 def test_what_is_not_equal_is_said_first(tmp_path: Path) -> None:
