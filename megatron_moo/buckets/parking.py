@@ -25,6 +25,52 @@ from megatron_moo.buckets.blocks import BucketPlan
 _EXTRA = 50  # one part in so many of the gradients
 
 
+def rooms(buffers: Sequence[Sequence[int]]) -> tuple[list[dict[int, int]], int]:
+    """Which buckets are served, and what that costs; the plan (``cluster/memory.py``) counts with it too.
+
+    Args:
+        buffers: values of the buckets of every gradient buffer whose rows travel, in the order of their exchange.
+
+    Returns:
+        per buffer the first value of every served bucket's room (below 0: in the spare), and the values beside all
+        gradient buffers: spares with the receive buffers of what is not served, or one receive buffer for everything.
+    """
+    chosen = [_rooms_of(sizes) for sizes in buffers]
+    # Spares are held side by side until the weights are known; one receive buffer would serve all buffers.
+    largest, cost = max(map(max, buffers), default=0), sum(cost for _, cost in chosen)
+    if cost > largest + sum(map(sum, buffers)) // _EXTRA:
+        return [{} for _ in buffers], largest
+    return [first for first, _ in chosen], cost
+
+
+def _rooms_of(sizes: Sequence[int]) -> tuple[dict[int, int], int]:
+    """The spare that serves most values of one buffer, of those that cost what is allowed."""
+    allowed = max(sizes) + sum(sizes) // _EXTRA
+    # The largest bucket's own spare always costs what is allowed: nothing after it fails to fit.
+    fair = [choice for spare in range(len(sizes)) if (choice := _served(sizes, spare))[1] <= allowed]
+    return max(fair, key=lambda choice: (sum(sizes[number] for number in choice[0]), -choice[1]))
+
+
+def _served(sizes: Sequence[int], spare: int) -> tuple[dict[int, int], int]:
+    """What the spare of bucket ``spare`` serves: first value of every bucket's room, and the values it costs."""
+    shift, starts = sizes[spare], _starts(sizes)
+    first, home, rest = {spare: -shift}, list[int](), 0
+    for number in range(spare + 1, len(sizes)):
+        start, end = starts[number] - shift, starts[number] - shift + sizes[number]
+        over = (starts[at] < end and start < starts[at] + sizes[at] for at in home)
+        if end <= starts[number] and not any(over):
+            first[number] = start
+        else:
+            home.append(number)
+            rest = max(rest, sizes[number])
+    # What comes before the spare is received while there is none yet.
+    return first, max(shift + rest, *sizes[:spare], 0)
+
+
+def _starts(sizes: Sequence[int]) -> list[int]:
+    return [end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]
+
+
 class Parking:
     """Places for the rows of a pass.
 
@@ -44,10 +90,9 @@ class Parking:
         ]
         self.backwards = [plan for tape in tapes for plan in reversed(tape.plans)]
         self._given: dict[str, int] = {}
-        sizes = [plan.grad.numel() for plan in plans]
-        # Spares are held side by side until the weights are known; one receive buffer would serve all buffers.
-        if sum(tape.cost for tape in tapes) > max(sizes, default=0) + sum(sizes) // _EXTRA:
-            tapes = []
+        tapes = [tape for tape in tapes if tape.can_serve]
+        for tape, first in zip(tapes, rooms([tape.sizes for tape in tapes])[0], strict=True):
+            tape.first = first
         self._tapes = {plan.name: tape for tape in tapes for plan in tape.plans}
 
     def begin(self) -> None:
@@ -71,9 +116,7 @@ class Parking:
         several distributed-optimizer instances (Megatron sums its own row afterwards), or exchanged out of order.
         """
         tape = self._tapes.get(plan.name)
-        if tape is None or plan.members == 1 or plan.instances is not None:
-            return None
-        room = tape.room(plan)
+        room = None if tape is None else tape.room(plan)
         if room is not None:
             self._given[plan.name] = room.data_ptr()
         return room
@@ -91,42 +134,29 @@ class _Tape:
     """The buckets of one gradient buffer, one after the other in memory.
 
     Attributes:
-        cost: values beside the gradient buffer: the spare, and a receive buffer for what is not served after it.
+        first: first value of every served bucket's room, by its number; below 0 in the spare.
+        dead: buckets that were exchanged in the pass under way, so that rows of others may lie over them.
     """
 
     def __init__(self, plans: list[BucketPlan]) -> None:
         self.plans = plans
+        self.first: dict[int, int] = {}
         self.dead: set[str] = set()
         self.spare: torch.Tensor | None = None
-        self._sizes = [plan.grad.numel() for plan in plans]
-        self._starts = [end - size for end, size in zip(accumulate(self._sizes), self._sizes, strict=True)]
+        self.sizes = [plan.grad.numel() for plan in plans]
+        self._starts = _starts(self.sizes)
         self._number = {plan.name: number for number, plan in enumerate(plans)}
-        offsets = [plan.grad.storage_offset() - plans[0].grad.storage_offset() for plan in plans]
-        allowed = max(self._sizes) + sum(self._sizes) // _EXTRA if offsets == self._starts else 0
-        # The largest bucket's own spare always costs what is allowed: nothing after it fails to fit.
-        choices = [self._served(number) for number in range(len(plans))]
-        fair = [choice for choice in choices if choice[1] <= allowed] or [({}, 0)]
-        self._first, self.cost = max(
-            fair, key=lambda choice: (sum(self._sizes[number] for number in choice[0]), -choice[1])
-        )
 
-    def _served(self, spare: int) -> tuple[dict[int, int], int]:
-        """What the spare of bucket ``spare`` serves: first value of every bucket's room, and the values it costs."""
-        shift = self._sizes[spare]
-        first, home, rest = {spare: -shift}, list[int](), 0
-        for number in range(spare + 1, len(self.plans)):
-            start = self._starts[number] - shift
-            end = start + self._sizes[number]
-            if end <= self._starts[number] and not any(self._overlaps(at, start, end) for at in home):
-                first[number] = start
-            else:
-                home.append(number)
-                rest = max(rest, self._sizes[number])
-        return first, shift + rest
+    @property
+    def can_serve(self) -> bool:
+        """Whether rows travel and are ours alone, and no bucket lies apart from its neighbours."""
+        offsets = [plan.grad.storage_offset() - self.plans[0].grad.storage_offset() for plan in self.plans]
+        ours = all(plan.members > 1 and plan.instances is None for plan in self.plans)
+        return ours and offsets == self._starts
 
     def room(self, plan: BucketPlan) -> torch.Tensor | None:
         number, size = self._number[plan.name], plan.grad.numel()
-        first = self._first.get(number)
+        first = self.first.get(number)
         if first is None:
             return None
         if first < 0:
@@ -140,4 +170,4 @@ class _Tape:
         return base.as_strided((size,), (1,), base.storage_offset() + first)
 
     def _overlaps(self, number: int, first: int, last: int) -> bool:
-        return self._starts[number] < last and first < self._starts[number] + self._sizes[number]
+        return self._starts[number] < last and first < self._starts[number] + self.sizes[number]

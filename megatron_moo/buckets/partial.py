@@ -16,14 +16,14 @@ import torch.distributed as dist
 
 
 def sum_over(tensors: Sequence[torch.Tensor], group: Any) -> None:
-    """All-reduce tensors in place, also where ``dist.all_reduce`` is only queued.
+    """All-reduce tensors in place.
 
-    Megatron calls the exchange inside ``_coalescing_manager``, which holds collectives of this module's kind back
-    until it ends; the group's own method is not held back.
+    Megatron calls the exchange inside a ``_coalescing_manager`` of the bucket's data-parallel group. That one holds
+    back all-reduces of its own group only; ``group`` is another one, so nothing is queued here.
     """
     for tensor in tensors:
         if tensor.numel():
-            group.allreduce([tensor]).wait()
+            dist.all_reduce(tensor, group=group)
 
 
 def summed_copies(columns: Sequence[Sequence[torch.Tensor]], group: Any) -> list[torch.Tensor]:

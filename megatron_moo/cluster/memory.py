@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from megatron_moo.buckets.hierarchy import choose_size, common_size
+from megatron_moo.buckets.parking import rooms
 from megatron_moo.buckets.passes import plan_passes
 from megatron_moo.buckets.wire import row_bytes
 from megatron_moo.cluster.settle import Settled, quietly
@@ -32,7 +33,7 @@ class Memory:
         gradients: the gradient buffer in fp32, where rows are parked.
         optimizer: this rank's share of main parameters and Adam's moments.
         kept_rows: rows of earlier slots (``kept_bytes`` of a run's start event).
-        flying_rows: receive buffer of the largest bucket, and what packing and feedback hold.
+        flying_rows: spares and receive buffers as parking needs them, and what packing and feedback hold.
         activations: of the micro-batches in flight.
         loss: logits in fp32 and their gradient.
         scores: attention scores, where no fused attention avoids them.
@@ -102,11 +103,23 @@ def _flying(settled: Settled, stage: Stage, rows: str | None, hold: int | None) 
     received = max(
         max(received_bytes(buffer, size, config.wire) for size in buffer.buckets) for buffer in travelling
     )
+    if _stays(settled):
+        beside = 4 * rooms([buffer.buckets for buffer in travelling])[1]
+        # Passes that park nothing use one receive buffer: earlier slots, and Megatron's own sum between solves.
+        received = max(beside, received if config.slots > 1 or config.every > 1 else 0)
     if any(group_size(settled, buffer) > 1 for buffer in travelling):
         received += 2 * max(4 * size for buffer in travelling for size in buffer.buckets)
     packed = received if config.wire != "fp32" else 0
-    feedback = 4 * config.slots * stage.gradient_values if config.wire_feedback else 0
+    feedback = 4 * _languages_of_a_rank(settled) * stage.gradient_values if config.wire_feedback else 0
     return received + packed + feedback + _sums(settled, stage, rows, hold)
+
+
+def _stays(settled: Settled) -> bool:
+    """Whether rows are received right where they stay (``parking.py``) wherever there is room for them."""
+    config = settled.config
+    return (
+        config.wire == "fp32" and not config.observe and settled.args.num_distributed_optimizer_instances == 1
+    )
 
 
 def _sums(settled: Settled, stage: Stage, rows: str | None, hold: int | None) -> int:
@@ -122,25 +135,38 @@ def _sums(settled: Settled, stage: Stage, rows: str | None, hold: int | None) ->
 
 def group_size(settled: Settled, buffer: Buffer) -> int:
     """g of the hierarchical exchange of a buffer, 1 where it goes flat."""
-    from megatron_moo.data.schedule import LaneSchedule
-
     args, config = settled.args, settled.config
     if args.moo_mixed or config.observe or args.num_distributed_optimizer_instances > 1:
         return 1
-    schedule = LaneSchedule(
-        settled.objectives,
-        settled.lanes,
-        config.slots,
-        args.seed,
-        args.moo_presence,
-        group=args.moo_lane_group,
-    )
     in_lane = args.world_size // args.pipeline_model_parallel_size // settled.lanes
     stage = args.world_size // args.pipeline_model_parallel_size
     lanes = [member % stage // in_lane for member in buffer.members]
     nodes = [member // settled.gpus_per_node for member in buffer.members]
-    steps = [schedule.assignment(step) for step in range(8)]
-    return choose_size(config.exchange, common_size(steps, lanes), nodes, config.wire)
+    return choose_size(config.exchange, common_size(_first_steps(settled), lanes), nodes, config.wire)
+
+
+def _first_steps(settled: Settled) -> list[list[list[int]]]:
+    """Objectives ``[steps][slots][lanes]`` of the first steps."""
+    from megatron_moo.data.schedule import LaneSchedule
+
+    args = settled.args
+    schedule = LaneSchedule(
+        settled.objectives,
+        settled.lanes,
+        settled.config.slots,
+        args.seed,
+        args.moo_presence,
+        group=args.moo_lane_group,
+    )
+    return [schedule.assignment(step) for step in range(8)]
+
+
+def _languages_of_a_rank(settled: Settled) -> int:
+    """Most objectives that a lane computes in the course of a run: in the end all of them where they take turns."""
+    steps = _first_steps(settled)
+    if any(step != steps[0] for step in steps):
+        return settled.objectives
+    return max(len({slot[lane] for slot in steps[0]}) for lane in range(settled.lanes))
 
 
 def received_bytes(buffer: Buffer, bucket: int, wire: str) -> int:

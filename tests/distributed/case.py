@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 VOCAB = 64
+# No flag of Megatron's: takes one away that every run of ours must have.
+NO_FP32_ACCUMULATION = "--no-fp32-accumulation"
 
 
 @dataclass(frozen=True)
@@ -138,11 +140,13 @@ class Case:
         }
         if self.instances > 1:
             values["ddp-reduce-scatter-with-fp32-accumulation"] = False
+        if NO_FP32_ACCUMULATION in self.flags:
+            values["ddp-reduce-scatter-with-fp32-accumulation"] = False
         extra = [flag for flag in self.flags if not (alone and flag in _PARALLEL_FLAGS)]
         if alone:
             extra = _without_values(extra, _PARALLEL_VALUES)
         per_token = [] if "--mean-per-micro-batch" in extra else ["--calculate-per-token-loss"]
-        extra = [flag for flag in extra if flag != "--mean-per-micro-batch"]
+        extra = [flag for flag in extra if flag not in ("--mean-per-micro-batch", NO_FP32_ACCUMULATION)]
         return [*to_argv(values), *per_token, *extra]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed import traps
+from tests.distributed import ranks, traps
 from tests.distributed.assemble import errors
-from tests.distributed.case import Case
+from tests.distributed.case import NO_FP32_ACCUMULATION, Case
 from tests.distributed.matrix import MOE, OVERLAP, SEQUENCE, SMALL_BUCKETS, TWO_INSTANCES, VIRTUAL
 from tests.distributed.ranks import layout_worker, reference_worker, train_steps
 from tests.pool import RankError, RankPool
 
+STILL = ("--lr", "1e-12", "--min-lr", "0")  # parameters that stay, so that one reference serves every step
 DROPOUT = ("--attention-dropout", "0.2", "--hidden-dropout", "0.2")
 
 # Held against the single process.
@@ -40,24 +42,145 @@ GATHERS = Case("dp 2, overlapped gather, 2 slots", dp=2, slots=2, objectives=4, 
                flags=(*SMALL_BUCKETS, "--overlap-param-gather"))  # fmt: skip
 REPEATS = Case("3 slots, recompute, dropout", dp=1, slots=3, objectives=3, method="cagrad", flags=DROPOUT)
 RESUMES = Case("dp 2, resumed", dp=2, method="cagrad")
+REORDERED = Case(
+    "dp 2, small buckets, exchanged in another order", dp=2, method="cagrad", flags=SMALL_BUCKETS
+)
 OTHERS: tuple[tuple[str, Case], ...] = (
+    ("forget_who_is_alive", REORDERED),
     ("gather_in_every_pass", GATHERS),
     ("forget_random_state", REPEATS),
     ("resume_as_megatron_does", RESUMES),
 )
 
 
+def averaged_worker(rank: int, world: int, case: Case, **kw: Any) -> dict[str, Any]:
+    """Train with norms whose gradient is that of the whole only on average over TP (as an indexer of DSA has)."""
+
+    def average(model: list[Any]) -> None:
+        for chunk in model:
+            for name, param in chunk.named_parameters():
+                if "norm" in name:
+                    param.sequence_parallel, param.average_gradients_across_tp_domain = False, True
+                    param.register_hook(lambda grad: grad * case.tp)  # these were summands
+
+    return changed_worker(average, rank, world, case, **kw)
+
+
+def reordered_worker(rank: int, world: int, case: Case, **kw: Any) -> dict[str, Any]:
+    """Train a step whose buckets are exchanged from the last to the first."""
+    return changed_worker(lambda model: model[0].bucket_groups.reverse(), rank, world, case, **kw)
+
+
+def changed_worker(change: Callable[[list[Any]], None], *args: Any, **kw: Any) -> dict[str, Any]:
+    """``layout_worker`` on model chunks that were changed after they were built."""
+    stock = ranks.build
+
+    def build(*given: Any) -> tuple[list[Any], Any, Any]:
+        built = stock(*given)
+        change(built[0])
+        return built
+
+    ranks.build = build
+    return layout_worker(*args, **kw)
+
+
+# Guarded by tests of another kind: what goes wrong, where it is seen, the test.
+ELSEWHERE: tuple[tuple[str, str, str], ...] = (
+    ("Gradients of q/k norms are partial sums over TP, also without sequence parallelism", "tp 2, qk norm",
+     "tests/distributed/test_layouts.py::test_update_equals_single_process"),
+    ("Random methods draw by the place of a block instead of its name", "blocks in another order",
+     "tests/unit/moo/test_state.py::test_state_and_draws_follow_the_name_of_a_block"),
+    ("Draws do not follow seed and step", "one Gramian, other seeds and steps",
+     "tests/unit/moo/test_state.py::test_draws_are_a_function_of_seed_step_and_block"),
+    ("State of a method is kept by the place of a block", "blocks in another order",
+     "tests/unit/moo/test_state.py::test_state_and_draws_follow_the_name_of_a_block"),
+    ("mean, sum, fixed, token and random renormalise over absent rows", "a row of zeros, NaN or infinity",
+     "tests/unit/moo/test_rows.py::test_the_result_is_the_one_without_the_row"),
+    ("`token` is not the update of plain Megatron on the same batch", "20 steps",
+     "tests/distributed/test_megatron.py::test_token_is_megatrons_own_training"),
+    ("`mean` with equal tokens is not the update of plain Megatron", "dp 2",
+     "tests/distributed/test_megatron.py::test_mean_is_megatrons_own_training_with_equal_tokens"),
+    ("Megatron's own check of gradients ends the run before a bad row is masked", "a bad language",
+     "tests/distributed/test_bad_gradients.py::test_the_update_is_the_one_without_it"),
+    ("The loss scale of fp16 enters the Gramian squared, rows are averaged in the collective, auxiliary losses of "
+     "experts push every language: refused or warned of", "the support table",
+     "tests/distributed/test_support.py::test_row"),
+    ("Buckets of another DDP model are taken for ours and stay unreduced", "a tensor that is not ours",
+     "tests/unit/buckets/test_exchange.py::test_what_is_not_ours_goes_to_the_stock_function"),
+    ("The replaced function stays in Megatron when the run is over", "one process",
+     "tests/unit/training/test_seam.py::test_removal_leaves_no_trace"),
+    ("A bucket that was exchanged in an earlier pass counts as free in the next", "buckets in another order",
+     "tests/unit/buckets/test_parking.py::test_the_next_pass_starts_with_live_buckets"),
+    ("Gramians add up millions of values in fp32", "8M values",
+     "tests/unit/kernels/test_twins.py::test_gramian_of_millions_of_values"),
+)  # fmt: skip
+
+# Refused by name; what would happen otherwise: the trap, its layout, the refusal, who trains, and for how many steps.
+REFUSED: tuple[tuple[str, Case, str, Callable[..., dict[str, Any]], int], ...] = (
+    ("lose_the_handle",
+     Case("dp 2, overlap, without the flag", dp=2, method="cagrad", flags=(*OVERLAP, NO_FP32_ACCUMULATION)),
+     "--ddp-reduce-scatter-with-fp32-accumulation: without it .* gradients stay unreduced", layout_worker, 1),
+    ("all_reduce_instead",
+     Case("dp 2, overlap, saved weight gradients", dp=2, method="cagrad",
+          flags=(*SMALL_BUCKETS, *STILL, "--save-wgrads-interval", "2")),
+     "--save-wgrads-interval: an all-reduced gradient bypasses MOO", layout_worker, 2),
+    ("forget_averages_over_tp",
+     Case("tp 2, averaged norms", dp=2, tp=2, block="module", method="cagrad", flags=SEQUENCE),
+     "averaged over tensor-parallel ranks|average_gradients_across_tp_domain", averaged_worker, 1),
+)  # fmt: skip
+_REFUSED = pytest.mark.parametrize(
+    ("trap", "case", "message", "worker", "steps"), REFUSED, ids=[row[0] for row in REFUSED]
+)
+
+
 @pytest.mark.parametrize(("trap", "case"), TRAPS, ids=[name for name, _ in TRAPS])
 def test_trap_bites(pool: RankPool, trap: str, case: Case) -> None:
+    check_trap(pool, trap, case, layout_worker)
+
+
+def test_buckets_may_be_exchanged_in_any_order(pool: RankPool) -> None:
+    check_trap(pool, "forget_who_is_alive", REORDERED, reordered_worker)
+
+
+def check_trap(pool: RankPool, trap: str, case: Case, worker: Callable[..., dict[str, Any]]) -> None:
+    """The update is the single process's, and no longer when the trap's handling is taken out."""
     reference = pool.run(reference_worker, 1, case, timeout=120)[0]
-    sound = errors(pool.run(layout_worker, case.world, case, timeout=120), reference)
+    sound = errors(pool.run(worker, case.world, case, timeout=120), reference)
     assert max(sound.values()) <= case.tolerance
+    assert bites(pool, trap, case, reference, worker)
+
+
+def bites(
+    pool: RankPool, trap: str, case: Case, reference: dict[str, Any], worker: Callable[..., Any], **kw: Any
+) -> bool:
+    """Whether the update goes wrong, or the run fails, when the trap's handling is taken out."""
     try:
-        found = errors(pool.run(layout_worker, case.world, case, broken=trap, timeout=120), reference)
+        found = errors(pool.run(worker, case.world, case, broken=trap, timeout=120, **kw), reference)
     except (RankError, AssertionError):
-        return  # the ranks refused, or disagree about what must be the same
+        return True  # the ranks refused, or disagree about what must be the same
     worst = max(found.values(), key=lambda value: (value != value, value))
-    assert worst != worst or worst > 10 * case.tolerance
+    return worst != worst or worst > 10 * case.tolerance
+
+
+@_REFUSED
+def test_it_is_refused(
+    pool: RankPool, tmp_path: Path, trap: str, case: Case, message: str, worker: Any, steps: int
+) -> None:
+    case = replace(case, flags=(*case.flags, "--save", str(tmp_path), "--save-interval", "100"))
+    with pytest.raises(RankError, match=message):
+        pool.run(worker, case.world, case, steps=steps, timeout=120)
+
+
+@pytest.mark.slow
+@_REFUSED
+def test_what_is_refused_would_go_wrong(
+    pool: RankPool, tmp_path: Path, trap: str, case: Case, message: str, worker: Any, steps: int
+) -> None:
+    """Without the refusal the run ends, with another update: nobody would see it."""
+    reference = pool.run(reference_worker, 1, case, step=steps - 1, timeout=120)[0]
+    case = replace(case, flags=(*case.flags, "--save", str(tmp_path), "--save-interval", "100"))
+    found = errors(pool.run(worker, case.world, case, broken=trap, steps=steps, timeout=120), reference)
+    assert max(found.values()) > 10 * case.tolerance
 
 
 def gather_worker(rank: int, world: int, case: Case, broken: str | None = None) -> list[int]:
@@ -124,4 +247,12 @@ def _differs(ranks: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[
 def test_every_trap_is_used() -> None:
     public = {name for name in vars(traps) if not name.startswith("_") and callable(getattr(traps, name))}
     modules = {"parking", "placement", "replay", "seam", "step"}
-    assert {name for name in public if name.islower()} - modules == {name for name, _ in (*TRAPS, *OTHERS)}
+    assert {name for name in public if name.islower()} - modules == {
+        row[0] for row in (*TRAPS, *OTHERS, *REFUSED)
+    }
+
+
+def test_every_guard_of_another_kind_is_there() -> None:
+    for _, _, test in ELSEWHERE:
+        path, name = test.split("::")
+        assert f"def {name}(" in (Path(__file__).parents[2] / path).read_text(encoding="utf-8"), test

@@ -104,6 +104,64 @@ def combine_forwards() -> None:
     parking.Parking.__init__ = forwards  # type: ignore[method-assign]
 
 
+class _Everybody(set):
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+def forget_who_is_alive() -> None:
+    """Rows are received over a bucket that was not exchanged yet, where the backward pass runs in another order."""
+    stock = parking._Tape.__init__
+
+    def all_dead(self: Any, plans: Any) -> None:
+        stock(self, plans)
+        self.dead = _Everybody()
+
+    parking._Tape.__init__ = all_dead  # type: ignore[method-assign]
+
+
+def lose_the_handle() -> None:
+    """Without Megatron's fp32 accumulation the exchange's handle is dropped: nobody waits for the rows."""
+    from dataclasses import replace
+
+    stock = seam.Seam._attach
+
+    def blind(self: Any, chunks: list) -> None:
+        for chunk in chunks:  # bucket groups keep the config that they were built with
+            chunk.ddp_config = replace(chunk.ddp_config, reduce_scatter_with_fp32_accumulation=True)
+        stock(self, chunks)
+
+    seam.Seam._attach = blind  # type: ignore[method-assign]
+
+
+def all_reduce_instead() -> None:
+    """A step that saves weight gradients all-reduces every bucket, and no row is exchanged."""
+    from functools import partial
+
+    stock = seam.Seam.wrap_schedule
+
+    def wrap(self: Any, schedule: Any) -> Any:
+        def run(force_all_reduce: bool = False, **kw: Any) -> list:
+            return stock(self, partial(schedule, force_all_reduce=force_all_reduce))(**kw)
+
+        return run
+
+    seam.Seam.wrap_schedule = wrap  # type: ignore[method-assign]
+
+
+def forget_averages_over_tp() -> None:
+    """A gradient that Megatron averages over TP at the end enters the Gramian as one rank's part."""
+    stock = placement._kind_of
+
+    def blind(param: Any, *args: Any) -> Kind:
+        averaged = vars(param).pop("average_gradients_across_tp_domain", False)
+        kind = stock(param, *args)
+        param.average_gradients_across_tp_domain = averaged
+        return kind
+
+    placement._kind_of = blind
+
+
 def gather_in_every_pass() -> None:
     """Every pass of a step gathers the parameters again, though they have not changed."""
     seam.keep_parameters = lambda chunks: None

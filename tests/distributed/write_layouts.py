@@ -14,7 +14,7 @@ from tests.distributed.assemble import errors, gramian_error
 from tests.distributed.case import Case
 from tests.distributed.matrix import CASES
 from tests.distributed.ranks import layout_worker, reference_worker
-from tests.distributed.test_traps import OTHERS, TRAPS
+from tests.distributed.test_traps import ELSEWHERE, OTHERS, REFUSED, TRAPS
 from tests.pool import RankPool
 
 HEAD = """\
@@ -34,7 +34,9 @@ TRAP_HEAD = """
 ## The traps
 
 Each has its handling taken out in a test, which must then see the update go wrong
-(`tests/distributed/test_traps.py`; the name is that of the function in `tests/distributed/traps.py`).
+(`tests/distributed/test_traps.py`; a name alone is that of the function in `tests/distributed/traps.py`). What is
+refused by name at the first step stands with *refused*: the tests see the refusal, and the wrong update without it.
+Traps that show in a smaller test than a run stand at the end, with that test.
 
 | what goes wrong without its handling | seen in | test |
 | --- | --- | --- |
@@ -59,9 +61,11 @@ def main() -> None:
     text = HEAD + "".join(row(pool, case) for case in CASES)
     pool.close()
     text += TRAP_HEAD
-    for name, case in (*TRAPS, *OTHERS):
+    seen = [(name, case.name) for name, case in (*TRAPS, *OTHERS)]
+    for name, where in (*seen, *((name, f"{case.name}: refused") for name, case, *_ in REFUSED)):
         what = (getattr(traps, name).__doc__ or "").strip().rstrip(".")
-        text += f"| {what} | {case.name} | `{name}` |\n"
+        text += f"| {what} | {where} | `{name}` |\n"
+    text += "".join(f"| {what} | {where} | `{test}` |\n" for what, where, test in ELSEWHERE)
     Path(sys.argv[1]).write_text(text, encoding="utf-8")
     sys.stderr.write(f"{len(CASES)} rows in {time.time() - started:.0f} s\n")
 

@@ -61,13 +61,19 @@ def test_ordinary_blocks_need_no_search(method: str, monkeypatch: pytest.MonkeyP
         left.clear()
 
 
+@pytest.mark.parametrize("k", [4, 24])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_block_does_not_depend_on_the_blocks_beside_it(method: str) -> None:
-    """Bitwise, settled by pivoting or searched: a resume at another pipeline depth solves other batches."""
-    J = torch.randn(12, 4, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+def test_a_block_does_not_depend_on_the_blocks_beside_it(method: str, k: int) -> None:
+    """Settled by pivoting or searched: a resume with other blocks solves other batches.
+
+    Bitwise for four objectives, within rounding for many: torch's batched products of larger matrices (seen from five
+    rows on) add in another order when the batch has another size.
+    """
+    J = torch.randn(12, k, 2 * k + 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     J[3, 1] = J[3, 0]
-    J[7] *= 1e-6 ** torch.rand(4, 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    J[7] *= 1e-6 ** torch.rand(k, 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     _, together = solve(method, J)
     for index in range(12):
         _, alone = solve(method, J[index : index + 1])
-        assert torch.equal(alone[0], together[index]), index
+        allowed = 0.0 if k == 4 else 1e-12 * float(together[index].abs().max())
+        assert float((alone[0] - together[index]).abs().max()) <= allowed, index
