@@ -108,6 +108,35 @@ def test_frozen_parameters_have_no_gradients(tiny: Path) -> None:
     assert memory_of(found, stage).parameters == 4 * whole.parameters
 
 
+def test_rows_in_flight_follow_parking(tiny: Path) -> None:
+    """The plan counts what parking holds beside the gradient buffers, by parking's own rule."""
+    from megatron_moo.buckets.parking import rooms
+    from megatron_moo.cluster import world
+    from megatron_moo.cluster.memory import memory_of
+    from megatron_moo.cluster.world import Buffer
+
+    found = settled(tiny, 2)
+    (stage,) = world.stages(found.args)
+
+    def flying(*buffers: tuple[int, ...], of: Settled = found, travels: int = 2) -> float:
+        held = tuple(Buffer(sizes, tuple(range(travels)), False) for sizes in buffers)
+        return memory_of(of, dataclasses.replace(stage, buffers=held)).flying_rows
+
+    assert memory_of(found, stage).flying_rows == 4 * rooms([stage.buffers[0].buckets])[1]
+    # The first bucket's room serves all; then a spare of 51 and a receive buffer; then two chunks of one bucket each.
+    for buffers in (((64, 8, 8),), ((51, 50, 50, 1, 51),), ((64,), (64,)), ((400,) * 10, (40,) * 2)):
+        assert flying(*buffers) == 4 * rooms(buffers)[1], buffers
+    assert flying((64,), (64,)) == 4 * 64, "one receive buffer for both"
+    assert flying((400,) * 10, (40,) * 2) == 4 * 440, "two spares side by side, within 2 %"
+    assert flying((64,), travels=1) == 0
+    # Passes that park nothing use one receive buffer, which may be larger than the spare.
+    small_spare = (58,) * 7 + (534,)
+    assert 4 * rooms([small_spare])[1] <= flying(small_spare, of=settled(tiny, 2, "--moo-slots", "2"))
+    assert flying(small_spare, of=settled(tiny, 2, "--moo-slots", "2")) >= 4 * 534
+    narrow = settled(tiny, 2, "--moo-wire", "bf16")
+    assert flying((64,), (64,), of=narrow) == 2 * 2 * 64, "packed rows sent and received"
+
+
 def test_bytes_between_nodes(tiny: Path) -> None:
     """Eight nodes of eight: a flat all-to-all sends about 7 times a ring's bytes out of a node (DESIGN section 3)."""
     from megatron_moo.cluster import world
@@ -149,6 +178,22 @@ def test_two_stages_send_less_than_a_ring_between_nodes(tiny: Path) -> None:
     on_this_node = max(1, 8 // size)
     assert traffic.between == pytest.approx(whole / 64 * (other - on_this_node), rel=1e-9)
     assert size == 8 and traffic.between < traffic.ring_between
+
+
+@pytest.mark.parametrize(("gpus", "kept"), [(3, 1), (2, 3)])
+def test_feedback_keeps_a_gradient_of_every_language_that_a_rank_computes(
+    tiny: Path, gpus: int, kept: int
+) -> None:
+    """Three languages on three lanes stay where they are; on two lanes with two slots they take turns."""
+    from megatron_moo.cluster import world
+    from megatron_moo.cluster.memory import memory_of
+
+    plain, fed = (
+        settled(tiny, gpus, "--moo-wire", "fp8", *flags) for flags in ((), ("--moo-wire-feedback",))
+    )
+    stage = world.stages(plain.args)[0]
+    more = memory_of(fed, stage).flying_rows - memory_of(plain, stage).flying_rows
+    assert more == 4 * kept * stage.gradient_values
 
 
 def test_the_first_way_that_fits_is_told(tiny: Path) -> None:
