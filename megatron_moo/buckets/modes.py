@@ -62,7 +62,8 @@ class AmortisedStep(MooStep):
     """``--moo-every N``: between solves each lane scales its gradient by cached weights.
 
     Then d = sum_k w_k g_k is what Megatron's own reduce-scatter computes, and no rows are needed; slots accumulate in
-    one buffer. How old the weights are is logged as ``staleness``.
+    one buffer. How old the weights are is logged as ``staleness``. What a row weighs that was not there at the solve is
+    said at :class:`~megatron_moo.buckets.weights.WeightSolver`.
     """
 
     def __init__(self, *args: Any, **kw: Any) -> None:
@@ -103,7 +104,7 @@ class AmortisedStep(MooStep):
             resolved = super().resolve()
             # A language that was left out of this step has weight 0 in it; it may be sound in the next.
             if not bool(resolved.dropped.any()):
-                self._cached, self._solved_at = resolved.weights, self._step
+                self._cached, self._solved_at = self.solver.lasting, self._step
             return resolved
         assert self._cached is not None
         counts, same, bad, *riders = self._reduced(

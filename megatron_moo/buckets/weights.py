@@ -12,6 +12,7 @@ from megatron_moo.buckets.blocks import EXCLUDED
 from megatron_moo.buckets.config import MooConfig
 from megatron_moo.buckets.constants import constant
 from megatron_moo.kernels import solve_blocks
+from megatron_moo.moo.method import Method, StatefulMethod
 
 
 class WeightSolver:
@@ -25,6 +26,9 @@ class WeightSolver:
     Attributes:
         auto: how modules are grouped, with ``--moo-block auto``.
         changed: whether the last step changed the groups.
+        lasting: ``[B, K]``, the last solve's weights for steps without a solve (``--moo-every``). A row that was not
+            there then can be there in those (an expert that a language reaches now), so that its weight must not be
+            the solve's 0: it is that of the plain mean, or the method's own where that does not ask for rows.
     """
 
     def __init__(
@@ -33,6 +37,7 @@ class WeightSolver:
         self.config, self.method, self.preference = config, method, preference
         self.auto: AdaptiveBlocks | None = None
         self.changed = False
+        self.lasting: torch.Tensor | None = None
         self._names: tuple[str, ...] = ()
         self._restored: Mapping[str, Any] | None = None
 
@@ -60,9 +65,12 @@ class WeightSolver:
         """
         self.changed = False
         if self.auto is None:
-            return self._solve(gramians, self._names, counts, losses, step)
+            weights, self.lasting = self._solve(gramians, self._names, counts, losses, step)
+            return weights
         together = self.auto.together(gramians)
-        weights = self.auto.apart(self._solve(together, self.auto.names, counts, losses, step))
+        weights, self.lasting = (
+            self.auto.apart(found) for found in self._solve(together, self.auto.names, counts, losses, step)
+        )
         self.changed = self.auto.follow(step, gramians)
         return weights
 
@@ -73,26 +81,43 @@ class WeightSolver:
         counts: torch.Tensor,
         losses: torch.Tensor | None,
         step: int,
-    ) -> torch.Tensor:
-        weights = solve_blocks(
-            self.method,
-            gramians,
-            tokens=counts,
-            losses=losses,
-            preference=self.preference,
-            step=step,
-            block=list(names),
-        )
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weights of the step, and those that last."""
+        inputs: dict[str, Any] = {
+            "tokens": counts, "losses": losses, "preference": self.preference, "step": step, "block": list(names)
+        }  # fmt: skip
+        # Before the solve, which leaves its flags on the method.
+        blind = self._without_rows(gramians, inputs) if self.config.every > 1 else None
+        weights = solve_blocks(self.method, gramians, **inputs)
         k = gramians.shape[-1]
         u = torch.full_like(weights, 1.0 / k) if self.preference is None else self.preference
         u = u.to(weights).expand_as(weights)
+        scale: torch.Tensor | float = 1.0
         if self.config.rescale == "mean":
-            weights = weights * _mean_over_norm(gramians, weights, u)[:, None]
-        strength = self.config.strength_at(step)
-        if strength != 1.0:
-            weights = u + strength * (weights - u)
-        excluded = constant(tuple(name == EXCLUDED for name in names), weights.device, torch.bool)
-        return torch.where(excluded[:, None], u, weights)
+            scale = _mean_over_norm(gramians, weights, u)[:, None]
+        excluded = constant(tuple(name == EXCLUDED for name in names), weights.device, torch.bool)[:, None]
+
+        def finished(weights: torch.Tensor) -> torch.Tensor:
+            strength = self.config.strength_at(step)
+            weights = weights * scale
+            weights = weights if strength == 1.0 else u + strength * (weights - u)
+            return torch.where(excluded, u, weights)
+
+        final = finished(weights)
+        if self.config.every == 1:
+            return final, final
+        present = gramians.diagonal(dim1=-2, dim2=-1) >= torch.finfo(torch.float64).tiny
+        return final, torch.where(present, final, u if blind is None else finished(blind))
+
+    def _without_rows(self, gramians: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor | None:
+        """Weights ``[B, K]`` of a method that asks for no rows (mean, token, sum, fixed, random), else None."""
+        method = self.method
+        if not isinstance(method, Method) or isinstance(method, StatefulMethod) or method.spec.gramian:
+            return None
+        if method.options.get("normalize", "none") != "none":
+            return None
+        rows = torch.eye(gramians.shape[-1], dtype=gramians.dtype, device=gramians.device)
+        return method(rows.expand_as(gramians), **inputs)
 
     def state_dict(self) -> dict[str, Any]:
         """What the next step reads, with the same keys on every rank."""

@@ -38,3 +38,27 @@ def test_an_unreached_expert_has_no_row(pool: RankPool, case: Case) -> None:
         alone = make_method(case.method)(gramians[b : b + 1, k : k + 1, k : k + 1], block=["one"], step=0)
         torch.testing.assert_close(weights[b, k], alone[0, 0].to(weights), rtol=1e-9, atol=0)
         assert float(weights[b, k]) > 0.1, "the language that is there must move its expert"
+
+
+STILL = ("--lr", "1e-12", "--min-lr", "0")  # parameters that stay, so that one reference serves both steps
+
+
+@pytest.mark.parametrize("method", ["mgda", "token"])
+def test_an_expert_that_is_reached_between_solves_moves(pool: RankPool, method: str) -> None:
+    """``--moo-every``: a row that the solve did not see has the plain mean's weight, or the method's own."""
+    case = Case(
+        method, dp=4, ep=2, objectives=2, method=method, block="param", every=2, flags=(*SPARSE, *STILL)
+    )
+    solved = pool.run(reference_worker, 1, case)[0]
+    absent = solved["gramians"].diagonal(dim1=-2, dim2=-1) == 0
+    neutral = torch.full_like(solved["weights"], 0.5)
+    if method == "token":  # n_k / N, which does not ask who is there
+        neutral = solved["weights"][~absent.any(-1)][0].expand_as(neutral)
+    lasting = torch.where(absent, neutral, solved["weights"])
+    fresh = pool.run(reference_worker, 1, case, step=1)[0]
+    new = absent & (fresh["gramians"].diagonal(dim1=-2, dim2=-1) > 0)
+    assert int(new.sum()) >= 4, "the second step must reach experts that the first left out"
+    reference = pool.run(reference_worker, 1, case, step=1, weights=lasting)[0]
+    ranks = pool.run(layout_worker, case.world, case, steps=2)
+    assert max(errors(ranks, reference).values()) <= 1e-5
+    torch.testing.assert_close(ranks[0]["weights"][1], lasting, rtol=1e-5, atol=1e-7)
