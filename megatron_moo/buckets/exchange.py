@@ -141,8 +141,10 @@ class Exchange:
                 self._count_bytes(plan, sent, range(first, first + plan.group))
                 then = partial(self._across, plan)
             else:
+                # A bucket that goes in two stages in most steps owes what it lost there, of other shards.
+                fed = plan.hierarchy is None
                 sent = (
-                    plan.grad if wire is None else wire.pack(plan.rows, self._key(plan), self._step.objective)
+                    plan.grad if wire is None else wire.pack(plan.rows, plan.name, self._step.objective, fed)
                 )
                 room = self._step.room(plan) if wire is None else None
                 if room is None:
@@ -161,7 +163,7 @@ class Exchange:
             self._release(received)
             self._release(sent)
             wire = self._wire_of(plan)
-            out = rows if wire is None else wire.pack(rows, self._key(plan), self._step.objective)
+            out = rows if wire is None else wire.pack(rows, plan.name, self._step.objective)
             arrived = self._take(out)
             DOING.enter("all-to-all between groups", plan.name)
             dist.all_to_all_single(arrived, out.view(-1), group=plan.hierarchy.across)
@@ -176,9 +178,6 @@ class Exchange:
         if plan.nodes:
             here = plan.nodes[plan.rank]
             self.bytes_between_nodes += part * sum(plan.nodes[member] != here for member in members)
-
-    def _key(self, plan: BucketPlan) -> tuple[str, int]:
-        return plan.name, self._step.now.slot
 
     def _arrived(self, plan: BucketPlan, received: torch.Tensor, sent: torch.Tensor) -> None:
         """Hand the rows ``[members / g, shard]`` to the step; it says when the receive buffer is free again.

@@ -24,23 +24,25 @@ class Wire:
 
     Args:
         name: one of :data:`WIRES`, but not fp32, which needs no packing.
-        feedback: add to every row what packing lost of the same objective's row a step before (error feedback:
-            Seide et al. 2014; Karimireddy et al., arXiv 1901.09847).
+        feedback: add to every row what packing lost of the last row of the same objective that this rank sent (error
+            feedback: Seide et al. 2014; Karimireddy et al., arXiv 1901.09847). What was lost is kept for every
+            objective, in fp32, since objectives may take turns.
     """
 
     def __init__(self, name: str, feedback: bool) -> None:
         self.name, self.feedback = name, feedback
-        self._lost: dict[tuple[str, int], tuple[int, torch.Tensor]] = {}
+        self._lost: dict[tuple[str, int], torch.Tensor] = {}
 
-    def pack(self, rows: torch.Tensor, key: tuple[str, int], objective: int) -> torch.Tensor:
+    def pack(self, rows: torch.Tensor, bucket: str, objective: int, fed: bool = True) -> torch.Tensor:
         """Rows ``[receivers, shard]`` as what travels, ``[receivers, row_bytes(shard)]``.
 
         Args:
             rows: one for each receiver.
-            key: bucket and slot.
+            bucket: its name.
             objective: whose rows they are.
+            fed: whether the rows take part in the feedback; False for those of other shards than usual.
         """
-        residual = self._residual(rows, key, objective) if self.feedback else None
+        residual = self._residual(rows, bucket, objective) if self.feedback and fed else None
         if self.name == "fp8":
             return pack_rows(rows.float(), residual=residual)
         if residual is None:
@@ -58,12 +60,9 @@ class Wire:
             return unpack(PackedRows(received.view(senders, -1), shard), out=rows)
         return rows.copy_(received.view(senders, -1))
 
-    def _residual(self, rows: torch.Tensor, key: tuple[str, int], objective: int) -> torch.Tensor:
-        """What was lost of this objective's last rows in this slot; zeros when the slot computed another."""
-        of, lost = self._lost.get(key, (-1, None))
+    def _residual(self, rows: torch.Tensor, bucket: str, objective: int) -> torch.Tensor:
+        """What was lost of this objective's last rows; zeros when there were none."""
+        lost = self._lost.get((bucket, objective))
         if lost is None or lost.shape != rows.shape:
-            lost = torch.zeros(rows.shape, device=rows.device)
-        elif of != objective:
-            lost.zero_()
-        self._lost[key] = (objective, lost)
+            lost = self._lost[bucket, objective] = torch.zeros(rows.shape, device=rows.device)
         return lost

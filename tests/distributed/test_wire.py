@@ -65,6 +65,66 @@ def test_bytes(pool: RankPool, wire: str, world: int, slots: int) -> None:
     assert 0.99 < min(ranks[0]["loopback"] for ranks in runs) / (world * formula) < 1.15
 
 
+def feedback_worker(rank: int, world: int, group: int, steps: list[int]) -> torch.Tensor:
+    """Rows that arrive in the last of some steps, ``[rows, shard]``; with ``group`` in two stages in most of them."""
+    from datetime import timedelta
+
+    from megatron_moo.buckets.blocks import BucketPlan, Kind, Segment
+    from megatron_moo.buckets.config import MooConfig
+    from megatron_moo.buckets.exchange import Exchange
+    from megatron_moo.buckets.hierarchy import find_hierarchies
+    from megatron_moo.buckets.step import MooStep
+    from megatron_moo.moo import make_method
+
+    class Schedule:
+        def assignment(self, step: int) -> list[list[int]]:
+            return [[lane // group if group > 1 else (step + lane) % 3 for lane in range(world)]]
+
+    numel = 128 * world
+    rows = [torch.randn(numel, generator=torch.Generator().manual_seed(k)) for k in range(3)]
+    config = MooConfig(
+        "mgda", wire="fp8", wire_feedback=True, exchange="hierarchical" if group > 1 else "flat"
+    )
+    step = MooStep(config, make_method("mgda"), list("abc"), Schedule())
+    lanes, segments = tuple(range(world)), (Segment(0, numel // world, 0, Kind.OWN),)
+    grad = torch.zeros(numel)
+    plan = BucketPlan("bucket", grad, rank, lanes, segments, ranks=lanes)
+    nodes = [member // group for member in range(world)]
+    find_hierarchies([plan], config.exchange, "fp8", Schedule(), nodes, 1, timedelta(seconds=60))
+    step.place([plan], ["block"], "", rank, counts_tokens=True)
+    exchange = Exchange(step, dist.reduce_scatter_tensor, dist.reduce_scatter_tensor)
+    exchange.register([plan])
+    arrived: list[torch.Tensor] = []
+    stock = step.arrived
+    step.arrived = lambda plan, got: (arrived.append(got.clone()), stock(plan, got))[1]  # type: ignore[method-assign]
+    for number in steps:
+        step.begin(number)
+        step.begin_pass(step.passes[0])
+        grad.copy_(rows[step.objective])
+        exchange(plan.own, grad, group=dist.group.WORLD, async_op=True).wait()
+        step.count(1.0)
+        step.end_pass()
+    return arrived[-1]
+
+
+def test_feedback_follows_the_language(pool: RankPool) -> None:
+    """Three languages take turns on two lanes: in step 3 each is paid what the wire lost of it in step 0."""
+    turned = pool.run(feedback_worker, 2, 1, [0, 1, 2, 3])
+    still = pool.run(feedback_worker, 2, 1, [0, 3])
+    fresh = pool.run(feedback_worker, 2, 1, [3])
+    for one, other, first in zip(turned, still, fresh, strict=True):
+        assert torch.equal(one, other) and not torch.equal(one, first)
+
+
+def test_a_flat_step_leaves_the_debt_of_two_stages(pool: RankPool) -> None:
+    """Every 100th step goes flat, where shards are other ones: it neither pays nor forgets."""
+    between = pool.run(feedback_worker, 4, 2, [98, 99, 100, 101])
+    without = pool.run(feedback_worker, 4, 2, [98, 99, 101])
+    fresh = pool.run(feedback_worker, 4, 2, [100, 101])
+    for one, other, first in zip(between, without, fresh, strict=True):
+        assert torch.equal(one, other) and not torch.equal(one, first)
+
+
 def test_bytes_of_a_row() -> None:
     assert row_bytes(12800, "fp8") == 12800 + 400, (
         "a quarter of fp32's, and a scale of 4 bytes for 128 values"

@@ -18,7 +18,7 @@ def sent_over(wire: Wire, grad: torch.Tensor, steps: int, objective: int = 0) ->
     total = torch.zeros_like(grad)
     for _ in range(steps):
         plan = plan_of(grad.clone())
-        total += wire.unpack(plan.rows, wire.pack(plan.rows, (plan.name, 0), objective)).flatten()
+        total += wire.unpack(plan.rows, wire.pack(plan.rows, plan.name, objective)).flatten()
     return total / steps
 
 
@@ -36,6 +36,17 @@ def test_another_objective_pays_nothing_back(name: str) -> None:
     wire, fresh = Wire(name, True), Wire(name, True)
     sent_over(wire, torch.randn(2 * 256, generator=torch.Generator().manual_seed(3)), 1, objective=0)
     assert torch.equal(sent_over(wire, grad, 1, objective=1), sent_over(fresh, grad, 1, objective=1))
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp8"])
+def test_every_objective_keeps_its_own_debt(name: str) -> None:
+    """A place that computes another language in every step pays back as one that computes a single language."""
+    grads = [torch.randn(2 * 300, generator=torch.Generator().manual_seed(k)) for k in range(3)]
+    turns, alone = Wire(name, True), [Wire(name, True) for _ in grads]
+    for step in range(7):
+        objective = (2 * step) % 3
+        one, other = (sent_over(wire, grads[objective], 1, objective) for wire in (turns, alone[objective]))
+        assert torch.equal(one, other), step
 
 
 @pytest.mark.parametrize("name", ["bf16", "fp8"])
