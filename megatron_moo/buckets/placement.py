@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -25,6 +25,10 @@ from megatron_moo.buckets.blocks import (
 )
 from megatron_moo.buckets.lanes import Lanes
 from megatron_moo.errors import MooError
+
+# Attribute of a parameter whose gradient Megatron averages over tensor-parallel ranks (indexers of sparse attention).
+AVERAGED = "average_gradients_across_tp_domain"
+WHY_AVERAGED = "every rank's gradient is another, and Megatron averages them after the rows were combined"
 
 
 def bucket_groups(chunks: Sequence[Any]) -> Iterator[Any]:
@@ -99,6 +103,17 @@ def global_names(chunk: Any, frozen: bool = False) -> dict[torch.nn.Parameter, s
     return found
 
 
+def refuse_averaged(named: Iterable[tuple[str, torch.nn.Parameter]]) -> None:
+    """Refuse trainable parameters with the attribute :data:`AVERAGED`.
+
+    Raises:
+        MooError: naming the parameter and the attribute.
+    """
+    for name, param in named:
+        if param.requires_grad and getattr(param, AVERAGED, False):
+            raise MooError(f"{AVERAGED} does not work with MOO: {WHY_AVERAGED}", name, "take its layers out")
+
+
 def plan_buckets(
     chunks: Sequence[Any], block: str, lanes: Lanes, exclude: str | None = None
 ) -> tuple[list[BucketPlan], list[str], str]:
@@ -168,8 +183,7 @@ def plan_buckets(
 def _kind_of(param: torch.nn.Parameter, name: str, chunk: Any, ps: Any) -> Kind:
     config = chunk.config
     expert = not getattr(param, "allreduce", True)
-    if getattr(param, "average_gradients_across_tp_domain", False):
-        raise MooError("its gradient is averaged over tensor-parallel ranks, which MOO does not know", name)
+    refuse_averaged([(name, param)])
     instances = _instance_group(ps)
     if instances is not None and instances.rank() != 0:
         return Kind.COPY

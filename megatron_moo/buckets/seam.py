@@ -26,7 +26,13 @@ from megatron_moo.buckets.blocks import BucketPlan
 from megatron_moo.buckets.exchange import Exchange
 from megatron_moo.buckets.hierarchy import find_hierarchies, nodes_of_ranks
 from megatron_moo.buckets.lanes import Lanes, find_lanes
-from megatron_moo.buckets.placement import bucket_groups, group_timeout, peer_groups, plan_buckets
+from megatron_moo.buckets.placement import (
+    bucket_groups,
+    group_timeout,
+    peer_groups,
+    plan_buckets,
+    refuse_averaged,
+)
 from megatron_moo.buckets.replay import Replay
 from megatron_moo.buckets.step import MooStep
 from megatron_moo.errors import MooError
@@ -117,7 +123,9 @@ class Seam:
         self._replace(buffer, "dist_reduce_scatter_func", self.exchange)
         training = importlib.import_module(_TRAINING)
         self._replace(
-            training, "wrap_model_chunks_with_ddp", _bucketing_kept(training.wrap_model_chunks_with_ddp)
+            training,
+            "wrap_model_chunks_with_ddp",
+            _checked(_bucketing_kept(training.wrap_model_chunks_with_ddp)),
         )
         get = training.get_forward_backward_func
         self._replace(
@@ -418,6 +426,17 @@ def _begin_pass(chunk: Any, zero: bool) -> None:
         param.grad_added_to_main_grad = False
     for group in bucket_groups([chunk]):
         group.reset()
+
+
+def _checked(stock: Callable[..., list]) -> Callable[..., list]:
+    """Megatron's DDP wrapping after a look at the parameters: before an optimizer is built or a checkpoint read."""
+
+    def wrap(model_chunks: list[Any], *args: Any, **kw: Any) -> list:
+        for chunk in model_chunks:
+            refuse_averaged((name.removeprefix("module."), param) for name, param in chunk.named_parameters())
+        return stock(model_chunks, *args, **kw)
+
+    return wrap
 
 
 def _bucketing_kept(stock: Callable[..., list]) -> Callable[..., list]:

@@ -20,7 +20,6 @@ from megatron_moo.training.arguments import lane_count, lane_groups, moo_config,
 from megatron_moo.training.fused import check_fp8
 from megatron_moo.training.recipe import DEFAULTS, REQUIRED, Recipe, check_keys, check_required
 from megatron_moo.training.sizes import check_model
-from megatron_moo.training.support import check_supported
 
 
 @dataclass
@@ -70,7 +69,6 @@ def settle(recipe: Recipe, gpus: int, gpus_per_node: int) -> Settled:
             "give a multiple of --gpus-per-node",
         )
     notes: list[str] = []
-    check_required(recipe)
     check_keys(recipe, plan._known_flags())
     asked = {**_model_flags(recipe, notes), **recipe.values}
     # Modules are counted with the local spec, which builds anywhere; both specs hold the same parameters.
@@ -83,10 +81,10 @@ def settle(recipe: Recipe, gpus: int, gpus_per_node: int) -> Settled:
         "transformer-impl": "local",
     }
     args = plan._parse(values, gpus)
+    check_required(recipe)
     objectives, vocabulary = _manifest(values.get("languages"), recipe, notes)
     lanes = lane_count(args, "--gpus")
     check_model(args)
-    check_supported(args)
     check_fp8(args, {"transformer-impl": impl}, here=False)
     if getattr(args, "fp8", None) is not None:
         notes.append("FP8 needs Transformer Engine on every node; only train looks whether it is there")

@@ -6,9 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from megatron_moo.buckets.seam import check_version
 from megatron_moo.errors import MooError
-from megatron_moo.training.arguments import add_moo_arguments
+from megatron_moo.training.arguments import add_moo_arguments, moo_config
 from megatron_moo.training.run import TrainingRun
+from megatron_moo.training.support import check_supported
 from megatron_moo.training.watchdog import STOCK_MINUTES, group_minutes
 
 # What Megatron must have been told, as (argument, value, flag).
@@ -47,9 +49,10 @@ def install(args: Any, **settings: Any) -> TrainingRun:
     for name, default in defaults.items():
         if name in settings or not hasattr(args, name):
             setattr(args, name, settings.get(name, default))
-    for name, value, flag in _NEEDED:
-        if getattr(args, name) != value:
-            raise MooError(f"{name} is {getattr(args, name)!r}", flag, "MOO needs this flag")
+    # First what cannot work: Megatron turns needed settings off for some of it, and those would be blamed.
+    check_supported(args)
+    check_needed(args)
+    check_version()
     if args.languages is None:
         raise MooError("no manifest", "--languages", "name a languages.yaml")
     # DDP and the training loop read these later.
@@ -64,6 +67,17 @@ def install(args: Any, **settings: Any) -> TrainingRun:
     return TrainingRun(args)
 
 
+def check_needed(args: Any) -> None:
+    """Refuse settings that MOO cannot do without.
+
+    Raises:
+        MooError: naming the flag.
+    """
+    for name, value, flag in _NEEDED:
+        if getattr(args, name) != value:
+            raise MooError(f"{name} is {getattr(args, name)!r}", flag, "MOO needs this flag")
+
+
 def complete(args: Any) -> None:
     """Build the corpus if none is named, and settle run folder, vocabulary and validation on ``args``.
 
@@ -76,6 +90,7 @@ def complete(args: Any) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     args.run_dir = str(run_dir)
     manifest = load_manifest(args.languages)
+    moo_config(args, len(manifest.objectives))  # what it refuses need not wait for the corpus
     if args.corpus is None:
         args.corpus = str(build_corpus(manifest, run_dir / "corpus").path)
     corpus = open_corpus(args.corpus)

@@ -9,7 +9,9 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,18 +88,16 @@ def plan_run(recipe: Recipe, runs: Path, progress: Callable[[str], None]) -> Run
     from megatron_moo.training.evaluation import early_stopping
     from megatron_moo.training.feed import Feed, check_places
 
-    values = platform.default_flags() | DEFAULTS | recipe.values
-    check_required(recipe)
-    values |= REQUIRED
+    values = platform.default_flags() | DEFAULTS | recipe.values | REQUIRED
     if not values.get("languages"):
         raise MooError("no manifest", str(recipe.path), "set languages: to a languages.yaml")
-    world = _world(values)
-    manifest = load_manifest(values["languages"])
     check_keys(recipe, _known_flags())
+    world = _world(values)
     args = _parse(values, world)
+    check_required(recipe)  # after what cannot work, of which Megatron asks for other values here
+    manifest = load_manifest(values["languages"])
     lanes = lane_count(args)
     check_model(args)
-    check_supported(args)
     check_fp8(args, values)
     run_dir = Path(values.get("run-dir") or runs / recipe.name)
     before = _claimed(run_dir)
@@ -273,7 +273,9 @@ def _world(values: dict[str, Any]) -> int:
     return min(2, os.cpu_count() or 1)
 
 
+@cache
 def _parser() -> Any:
+    """Megatron's parser with our flags; it has hundreds of them and takes a while to build."""
     import argparse
 
     platform.prepare()
@@ -288,23 +290,33 @@ def _known_flags() -> list[str]:
     return sorted({option.removeprefix("--") for option in options if option.startswith("--")})
 
 
-def _parse(values: dict[str, Any], world: int) -> Any:
-    """Let Megatron's parser check the values; its own complaint becomes one line."""
+def read_flags(argv: list[str]) -> Any:
+    """Let Megatron's parser read a command line (without the program's name); its own complaint becomes one line.
+
+    Raises:
+        MooError: for flags that do not exist and values of another kind.
+    """
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            args = _parser().parse_args(to_argv(values))
+            return _parser().parse_args(argv)
     except SystemExit:
         line = said.getvalue().strip().splitlines()[-1]
         raise MooError(line.split("error: ", 1)[-1], "recipe or command line") from None
     except SyntaxError as error:  # Megatron evaluates patterns of layers
         text = (error.text or "").strip()
-        names = [f"--{key}" for key, value in values.items() if str(value).strip() == text]
+        names = [flag for flag, value in pairwise(argv) if value.strip() == text and flag.startswith("--")]
         raise MooError(
             f"{text!r} is no pattern ({error.msg})",
             ", ".join(names) or "recipe or command line",
             "give a list such as [1,0,1]",
         ) from None
+
+
+def _parse(values: dict[str, Any], world: int) -> Any:
+    """Read the values and refuse what cannot work, first of all by name; then what is missing or does not fit."""
+    args = read_flags(to_argv(values))
+    check_supported(args)
     args.world_size = world
     for name in ("micro_batch_size", "seq_length", "train_iters", "num_layers", "hidden_size"):
         if getattr(args, name) is None:

@@ -28,7 +28,6 @@ from megatron_moo.training.forward import Record, forward_step
 from megatron_moo.training.metrics import MetricsWriter
 from megatron_moo.training.mixed import MixedStep
 from megatron_moo.training.same import bucket_facts, check_same, facts_of
-from megatron_moo.training.support import check_supported
 from megatron_moo.training.watchdog import Watchdog, leave, own_store
 
 
@@ -36,7 +35,7 @@ class TrainingRun:
     """Connects manifest, corpus, schedule, MOO and metrics to Megatron.
 
     Args:
-        args: Megatron's parsed and validated arguments with ours.
+        args: Megatron's parsed and validated arguments with ours, which ``install()`` has checked.
     """
 
     def __init__(self, args: Any) -> None:
@@ -48,7 +47,6 @@ class TrainingRun:
         config = moo_config(args, len(objectives))
         self.lanes = lane_count(args)
         self.feed = Feed(args, self.manifest, self.corpus, self.lanes, config.slots)
-        check_supported(args)
         step_class = MixedStep if args.moo_mixed else make_step_class(config.observe, config.every)
         self.step = step_class(
             config, _method(config), objectives, self.feed, _preference(self.manifest.preference())

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_moo.buckets.placement import AVERAGED, WHY_AVERAGED
 from megatron_moo.errors import MooError
 
 
@@ -23,6 +24,7 @@ class Row:
         why: the reason, for a refusal or a warning.
         asked: whether parsed arguments ask for it.
         warn: only warn.
+        given: the flag as these arguments gave it, where there are several; ``flags`` without it.
     """
 
     feature: str
@@ -30,10 +32,32 @@ class Row:
     why: str
     asked: Callable[[Any], bool]
     warn: bool = False
+    given: Callable[[Any], str] | None = None
 
 
 def _has(name: str) -> Callable[[Any], bool]:
     return lambda args: bool(getattr(args, name, None))
+
+
+def _full_iteration(args: Any) -> str:
+    """The flag that asks for a CUDA graph of a whole iteration, or nothing.
+
+    Megatron's validation makes the old spellings, as a scope or module, into the new one.
+    """
+    places = ("cuda_graph_impl", "--cuda-graph-impl"), ("cuda_graph_scope_deprecated", "--cuda-graph-scope")
+    for name, flag in (*places, ("cuda_graph_modules", "--cuda-graph-modules")):
+        value = getattr(args, name, None) or []
+        if "full_iteration" in (value if isinstance(value, list) else [value]):
+            return f"{flag} full_iteration"
+    return ""
+
+
+def _averaging_layers(args: Any) -> str:
+    """The flag that asks for DeepSeek's sparse attention, whose indexer has averaged gradients, or nothing."""
+    if getattr(args, "experimental_attention_variant", None) == "dsa":
+        return "--experimental-attention-variant dsa"
+    pattern = getattr(args, "hybrid_layer_pattern", None) or ""
+    return f"--hybrid-layer-pattern {pattern}" if "D" in pattern else ""
 
 
 TABLE: tuple[Row, ...] = (
@@ -41,16 +65,27 @@ TABLE: tuple[Row, ...] = (
     Row("Megatron-FSDP", "--use-megatron-fsdp", "it has no buckets to exchange", _has("use_megatron_fsdp")),
     Row("torch FSDP2", "--use-torch-fsdp2", "it has no buckets to exchange", _has("use_torch_fsdp2")),
     Row(
-        "Muon (layer-wise), SGD and other optimizers",
+        "Muon and every other layer-wise optimizer",
+        "--optimizer muon",
+        "it gives ranks whole matrices, and the update is combined in shards of buckets",
+        lambda args: (
+            args.optimizer not in ("adam", "sgd")
+            or bool(getattr(args, "use_layer_wise_distributed_optimizer", False))
+        ),
+        given=lambda args: f"--optimizer {args.optimizer}",
+    ),
+    Row(
+        "SGD",
         "--optimizer sgd",
         "Megatron's distributed optimizer takes Adam only",
-        lambda args: args.optimizer != "adam",
+        lambda args: args.optimizer == "sgd",
     ),
     Row(
         "full-iteration CUDA graphs",
         "--cuda-graph-impl full_iteration",
         "the solve stands between backward pass and optimizer",
-        lambda args: getattr(args, "cuda_graph_impl", "none") == "full_iteration",
+        lambda args: bool(_full_iteration(args)),
+        given=lambda args: _full_iteration(args),
     ),
     Row("NCCL user buffers", "--use-nccl-ub", "rows arrive in buffers of our own", _has("nccl_ub")),
     Row(
@@ -70,12 +105,14 @@ TABLE: tuple[Row, ...] = (
         "--fp8-param-gather",
         "their buffers are packed bytes",
         lambda args: bool(args.fp8_param_gather or getattr(args, "fp4_param_gather", False)),
+        given=lambda args: "--fp8-param-gather" if args.fp8_param_gather else "--fp4-param-gather",
     ),
     Row(
         "gradients reduced in bf16",
         "--grad-reduce-in-bf16",
         "Gramians need fp32 rows",
         lambda args: bool(args.grad_reduce_in_bf16) or "bf" in str(getattr(args, "main_grads_dtype", "")),
+        given=lambda args: "--grad-reduce-in-bf16" if args.grad_reduce_in_bf16 else "--main-grads-dtype bf16",
     ),
     Row(
         "averaging collectives",
@@ -88,6 +125,13 @@ TABLE: tuple[Row, ...] = (
         "--ddp-param-name-patterns-for-fp32-local-accumulation all",
         "it writes the gradient buffer while rows are parked there",
         _has("ddp_param_name_patterns_for_fp32_local_accumulation"),
+    ),
+    Row(
+        f"averaging of gradients over tensor-parallel ranks ({AVERAGED})",
+        "--experimental-attention-variant dsa",
+        f"{WHY_AVERAGED}; a model whose parameters carry the attribute is refused where it is wrapped",
+        lambda args: bool(_averaging_layers(args)),
+        given=_averaging_layers,
     ),
     Row(
         "saved weight gradients",
@@ -106,7 +150,8 @@ TABLE: tuple[Row, ...] = (
         "--tensor-parallel-num-weight-shards 2",
         "its gradients are reduced on another axis",
         lambda args: (
-            (getattr(args, "tensor_parallel_num_weight_shards", None) or 1) > args.tensor_model_parallel_size
+            (getattr(args, "tensor_parallel_num_weight_shards", None) or 1)
+            > max(1, args.tensor_model_parallel_size)
         ),
     ),
     Row(
@@ -154,8 +199,15 @@ def _coefficient(args: Any) -> float:
     return max(value) if isinstance(value, list) else float(value)
 
 
-def check_supported(args: Any) -> None:
+def check_supported(args: Any, warn: bool = True) -> None:
     """Refuse what MOO cannot do right, and warn of what it does poorly.
+
+    Every door asks first of all: before Megatron's own validation where there is a choice, which reads other things
+    into some of these flags, and before anything is built.
+
+    Args:
+        args: Megatron's parsed arguments with ours, validated or not.
+        warn: whether to write the warnings.
 
     Raises:
         MooError: naming the feature and its flags.
@@ -164,8 +216,10 @@ def check_supported(args: Any) -> None:
         if not row.asked(args):
             continue
         if not row.warn:
-            raise MooError(f"{row.feature} does not work with MOO: {row.why}", row.flags, "remove it")
-        sys.stderr.write(f"megatron-moo: warning: {row.feature} ({row.flags}): {row.why}\n")
+            flags = row.flags if row.given is None else row.given(args)
+            raise MooError(f"{row.feature} does not work with MOO: {row.why}", flags, "remove it")
+        if warn:
+            sys.stderr.write(f"megatron-moo: warning: {row.feature} ({row.flags}): {row.why}\n")
 
 
 SUPPORTED = """\

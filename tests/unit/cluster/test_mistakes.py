@@ -50,7 +50,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("--window-attn-skip-freq", "["), "--window-attn-skip-freq: '[' is no pattern ('[' was never closed); give"),
         # What train refuses.
         (("--fp16",), "--fp16: fp16 loss scaling does not work with MOO"),
-        (("--optimizer", "sgd"), "--optimizer sgd: Muon"),
+        (("--optimizer", "sgd"), "--optimizer sgd: SGD does not work with MOO"),
+        (("--optimizer", "dist_muon"), "--optimizer dist_muon: Muon and every other layer-wise optimizer does not"),
+        (("--cuda-graph-impl", "local", "--cuda-graph-scope", "full_iteration"),
+         "--cuda-graph-scope full_iteration: full-iteration CUDA graphs does not work with MOO"),
+        (("--experimental-attention-variant", "dsa"), "--experimental-attention-variant dsa: averaging of gradients"),
         (("--mtp-num-layers", "1"), "--mtp-num-layers 1: multi-token prediction does not work with MOO"),
         (("--ddp-reduce-scatter-with-fp32-accumulation", "false"),
          "command line: ddp-reduce-scatter-with-fp32-accumulation is 'false', MOO needs True; remove ddp-"),
