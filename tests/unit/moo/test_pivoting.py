@@ -73,7 +73,7 @@ def test_a_block_does_not_depend_on_the_blocks_beside_it(method: str, k: int) ->
     J[3, 1] = J[3, 0]
     J[7] *= 1e-6 ** torch.rand(k, 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     _, together = solve(method, J)
-    for index in range(12):
+    for index in range(12) if k == 4 else (0, 3, 7):
         _, alone = solve(method, J[index : index + 1])
         allowed = 0.0 if k == 4 else 1e-12 * float(together[index].abs().max())
         assert float((alone[0] - together[index]).abs().max()) <= allowed, index
