@@ -107,6 +107,7 @@ class AmortisedStep(MooStep):
                 self._cached, self._solved_at = self.solver.lasting, self._step
             return resolved
         assert self._cached is not None
+        self.solver.changed = False
         counts, same, bad, *riders = self._reduced(
             [self._counts, self._sum.same, self._bad, *(rider() for rider in self.riders)]
         )

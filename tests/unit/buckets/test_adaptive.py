@@ -1,4 +1,4 @@
-"""Blocks that follow conflict: what splits, what merges, and that noise alone does neither."""
+"""Blocks that follow conflict: what splits, what merges, and that noise alone does neither, however many languages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from megatron_moo.buckets.adaptive import AdaptiveBlocks, CosineStatistics, layer_of
+from megatron_moo.buckets.adaptive import ENOUGH, AdaptiveBlocks, Moments, cosines, layer_of, student_quantile
 from megatron_moo.buckets.blocks import EXCLUDED
 from megatron_moo.buckets.config import MooConfig
 from megatron_moo.buckets.weights import WeightSolver
@@ -69,36 +69,157 @@ def test_neighbours_without_conflict_merge() -> None:
     assert blocks.names == [*LAYERS[:3], EXCLUDED, "head"], "and come apart again"
 
 
-def test_noise_is_no_conflict() -> None:
-    """Cosines around zero: less than one pair in ten is more than two standard errors below."""
-    found = 0
-    for trial in range(40):
-        statistics = CosineStatistics(len(MODULES), 2, CPU)
+def random_rows(k: int, generator: torch.Generator, dims: int = 50) -> torch.Tensor:
+    return torch.randn(len(MODULES), k, dims, generator=generator, dtype=torch.float64)
+
+
+def structured(sign: Callable[[str], torch.Tensor], k: int, signal: float) -> Callable[[int], torch.Tensor]:
+    """Gramians of rows with a common direction per module, times ``sign(module)`` ``[K]``, and noise.
+
+    Mean cosines are about +-``signal``, and what a step shows of them spreads by 0.14.
+    """
+    generator = torch.Generator().manual_seed(k)
+    amount = (signal / (1 - signal)) ** 0.5
+    common = torch.nn.functional.normalize(random_rows(1, generator), dim=-1) * 50**0.5 * amount
+    signs = torch.stack([sign(name) for name in MODULES]).double()[:, :, None]
+
+    def of_step(step: int) -> torch.Tensor:
+        rows = signs * common + random_rows(k, torch.Generator().manual_seed(1000 + step))
+        return rows @ rows.mT
+
+    return of_step
+
+
+def followed(of_step: Callable[[int], torch.Tensor], k: int, steps: int = 20) -> AdaptiveBlocks:
+    blocks = AdaptiveBlocks(MODULES, k, steps, CPU)
+    for step in range(steps):
+        blocks.follow(step, of_step(step))
+    return blocks
+
+
+@pytest.mark.parametrize("k", [2, 6, 20])
+def test_noise_moves_nothing(k: int) -> None:
+    """Independent random rows, one decision per run: at most one run in ten changes anything."""
+    generator = torch.Generator().manual_seed(k)
+    changed = 0
+    for _ in range(40):
+        blocks = AdaptiveBlocks(MODULES, k, 20, CPU)
         for step in range(20):
-            statistics.add(gramians(lambda name: 0.0, 1000 * trial + step, noise=0.3))
-        found += int(statistics.in_conflict()[:, 0, 1].sum())
-    assert found < 0.1 * 40 * len(MODULES)
+            rows = random_rows(k, generator)
+            changed += int(blocks.follow(step, rows @ rows.mT))
+    assert changed <= 4
+
+
+@pytest.mark.parametrize("k", [6, 20])
+def test_a_conflict_among_many_languages_is_found(k: int) -> None:
+    """One language in two is against the others in one module; the rest of the model agrees."""
+
+    def sign(name: str) -> torch.Tensor:
+        return 1 - 2 * (torch.arange(k) % 2) * int(name == "decoder.layers.1.attention")
+
+    blocks = followed(structured(sign, k, 0.3), k)
+    assert blocks.names == [LAYERS[0], *MODULES[3:6], *LAYERS[2:]]
+
+
+@pytest.mark.parametrize("k", [6, 20])
+def test_one_language_against_the_others_is_found(k: int) -> None:
+    def sign(name: str) -> torch.Tensor:
+        return 1 - 2 * (torch.arange(k) == 3).long() * int(name == "decoder.layers.1.attention")
+
+    blocks = followed(structured(sign, k, 0.3), k)
+    assert blocks.names == [LAYERS[0], *MODULES[3:6], *LAYERS[2:]]
+
+
+@pytest.mark.parametrize("k", [6, 20])
+def test_many_languages_that_agree_merge(k: int) -> None:
+    blocks = followed(structured(lambda name: torch.ones(k), k, 0.4), k)
+    assert blocks.names == ["decoder.layers.0.attention..embedding", EXCLUDED, "head"]
+
+
+@pytest.mark.parametrize("k", [6, 20])
+def test_a_group_that_is_in_conflict_throughout_stays(k: int) -> None:
+    """Its parts are in conflict, and no more so than the whole."""
+    blocks = followed(structured(lambda name: 1 - 2 * (torch.arange(k) % 2), k, 0.3), k)
+    assert blocks.names == LAYERS
+
+
+def test_quantiles_are_those_of_students_t() -> None:
+    """Against what ``scipy.stats.t.isf`` 1.18 printed."""
+    known = {
+        (1, 0.025): 12.7062047,
+        (2, 1e-4): 70.7000711,
+        (7, 1e-5): 10.1026843,
+        (19, 1e-7): 7.90511263,
+        (50, 0.3): 0.527760453,
+        (999, 1e-7): 5.23603539,
+    }
+    for (dof, tail), value in known.items():
+        assert student_quantile(dof, tail) == pytest.approx(value, rel=1e-6)
+    assert student_quantile(10**6, 1e-6) == pytest.approx(4.753424, rel=0.01), (
+        "that of the normal distribution"
+    )
 
 
 def test_one_step_is_no_statistic() -> None:
-    statistics = CosineStatistics(len(MODULES), 2, CPU)
-    statistics.add(gramians(lambda name: -0.9, 0))
-    assert not statistics.in_conflict().any()
+    moments = Moments(len(MODULES), 2, CPU)
+    moments.add(*cosines(gramians(lambda name: -0.9, 0)))
+    assert not moments.below(0.4).any() and not moments.above(0.4).any()
 
 
 def test_absent_objectives_are_not_counted() -> None:
-    statistics = CosineStatistics(1, 2, CPU)
+    moments = Moments(1, 2, CPU)
     for _ in range(5):
-        statistics.add(torch.tensor([[[1.0, -0.9], [-0.9, 1.0]]], dtype=torch.float64))
-        statistics.add(torch.tensor([[[1.0, 0.0], [0.0, 0.0]]], dtype=torch.float64))
-    assert float(statistics.sums[0, 0, 0, 1]) == 5
-    assert bool(statistics.in_conflict()[0, 0, 1])
+        moments.add(*cosines(torch.tensor([[[1.0, -0.9], [-0.9, 1.0]]], dtype=torch.float64)))
+        moments.add(*cosines(torch.tensor([[[1.0, 0.0], [0.0, 0.0]]], dtype=torch.float64)))
+    assert float(moments.sums[0, 0, 0, 1]) == 5
+    assert bool(moments.below(1e-6)[0, 0, 1])
+
+
+def test_a_difference_of_rounding_is_none() -> None:
+    """A group of which one module alone has gradients is that module, up to the order of sums."""
+    moments = Moments(1, 1, CPU)
+    for _ in range(20):
+        moments.add(torch.full((1, 1, 1), -1e-9, dtype=torch.float64), torch.ones(1, 1, 1, dtype=torch.bool))
+    assert not moments.below(0.01).any()
 
 
 def test_decisions_come_at_their_steps_only() -> None:
     blocks = AdaptiveBlocks(MODULES, 2, 10, CPU)
     changed = [step for step in range(30) if blocks.follow(step, gramians(lambda name: 0.6, step))]
     assert changed == [9]
+
+
+@pytest.mark.parametrize(
+    ("every", "solved", "decisions"),
+    [
+        (50, 10, [70, 150, 230]),  # the first period has five solved steps only
+        (50, 50, [350]),
+        (10, 3, [21, 45, 69]),
+        (4, 2, [6, 14, 22]),  # (step + 1) % 4 is never 0 at a solved step
+    ],
+)
+def test_decisions_come_where_most_steps_are_not_solved(
+    every: int, solved: int, decisions: list[int]
+) -> None:
+    """``--moo-every``: the solver is called at every ``solved``-th step; each decision undoes the last one."""
+    config = MooConfig("mgda", block="auto", auto_every=every, every=solved)
+    solver = WeightSolver(config, make_method("mgda"), None)
+    solver.place(MODULES, 2, CPU)
+    found: list[int] = []
+    for step in range(0, decisions[-1] + solved, solved):
+        sign = -1.0 if len(found) % 2 else 1.0
+        seen = gramians(lambda name, sign=sign: 0.6 * sign if name == "embedding" else 0.6, step, 0.05)
+        solver(seen, torch.ones(2), None, step)
+        if solver.changed:
+            found.append(step)
+    assert found == decisions
+    assert solver.auto is not None and solver.auto.state_dict()["counted"] == 0
+
+
+def test_a_run_that_starts_late_makes_up_for_nothing() -> None:
+    blocks = AdaptiveBlocks(MODULES, 2, 10, CPU)
+    changed = [step for step in range(25, 45) if blocks.follow(step, gramians(lambda name: 0.6, step))]
+    assert changed == [24 + ENOUGH], "five steps to the thirtieth are not enough"
 
 
 def test_it_resumes() -> None:
@@ -112,9 +233,25 @@ def test_it_resumes() -> None:
     for step in range(22, 33):
         rest.follow(step, gramians(cosine, step))
     assert rest.groups == whole.groups
-    assert torch.equal(rest.state_dict()["parts"], whole.state_dict()["parts"])
+    one, other = rest.state_dict(), whole.state_dict()
+    for key in ("parts", "differences"):
+        assert torch.equal(one[key], other[key])
+    assert (one["counted"], one["decided"]) == (other["counted"], other["decided"]) == (3, 2)
     with pytest.raises(ValueError, match="another model"):
         AdaptiveBlocks(MODULES[:-1], 2, 15, CPU).load_state_dict(half.state_dict())
+    with pytest.raises(ValueError, match="counted 2 objectives, this run has 3"):
+        AdaptiveBlocks(MODULES, 3, 15, CPU).load_state_dict(half.state_dict())
+
+
+def test_a_state_of_an_earlier_version_keeps_its_groups() -> None:
+    old = after(lambda name: 0.6, steps=23).state_dict()
+    old = {"groups": old["groups"], "parts": old["parts"], "wholes": old["parts"][:, :3]}
+    blocks = AdaptiveBlocks(MODULES, 2, 20, CPU)
+    blocks.load_state_dict(old)
+    assert blocks.names == ["decoder.layers.0.attention..embedding", EXCLUDED, "head"]
+    for step in range(23, 40):
+        blocks.follow(step, gramians(lambda name: -0.6 if name == "embedding" else 0.6, step))
+    assert blocks.names == LAYERS
 
 
 def test_weights_are_those_of_the_groups() -> None:
