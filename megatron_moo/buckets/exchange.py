@@ -116,13 +116,13 @@ class Exchange:
             self._send(plan, group, async_op=True).wait()
         if async_op:
             return Done()
-        self._side.join()  # the caller reads the bucket next: several instances sum their shards
+        self.join()  # the caller reads the bucket next: several instances sum their shards
         return None
 
     def join(self) -> None:
         """Let the current stream wait for every exchange of the pass."""
         if self._side is not None and self._side.exists:
-            with self._step.phases("exchange"):
+            with self._step.phases.join():
                 self._side.join()
 
     def _send(self, plan: BucketPlan, group: dist.ProcessGroup | None, async_op: bool) -> Arrival:

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 
 NAMES = ("exchange", "gramian", "solve", "combine")
-_BESIDE = "beside"
+_BESIDE, _JOIN = "beside", "join"
 
 
 class Phases:
     """Seconds of a step by phase; on a GPU taken from events, which nothing waits for until they are read.
 
-    ``exchange``, ``gramian``, ``solve`` and ``combine`` are what the step waited for; ``hidden`` is what ran meanwhile.
+    ``exchange``, ``gramian``, ``solve`` and ``combine`` are what the step waited for; ``hidden`` is what ran meanwhile:
+    on a GPU what ran beside the backward pass, less the wait for it.
 
     Args:
         device: where the rows are.
@@ -57,6 +58,10 @@ class Phases:
         finally:
             self._beside = False
 
+    def join(self) -> contextlib.AbstractContextManager[None]:
+        """Count the time of a block, in which the step waits for what ran beside, for ``exchange``."""
+        return self(_JOIN)
+
     def hide(self, seconds: float) -> None:
         """Count time during which an exchange was under way and the backward pass went on (on a CPU)."""
         self._seconds["hidden"] += seconds
@@ -67,9 +72,10 @@ class Phases:
             name, began, ended = self._events.pop()
             ended.synchronize()
             self._seconds[name] += began.elapsed_time(ended) / 1e3
-        beside = self._seconds.get(_BESIDE, 0.0)
-        hidden = max(0.0, beside - self._seconds["exchange"]) if self._on_gpu else self._seconds["hidden"]
-        return {**{name: self._seconds[name] for name in NAMES}, "hidden": hidden}
+        joined = self._seconds[_JOIN]
+        hidden = max(0.0, self._seconds[_BESIDE] - joined) if self._on_gpu else self._seconds["hidden"]
+        found = {name: self._seconds[name] for name in NAMES}
+        return {**found, "exchange": found["exchange"] + joined, "hidden": hidden}
 
 
 class SideStream:

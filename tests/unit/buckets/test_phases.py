@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from megatron_moo.buckets.blocks import BucketPlan, Kind, Segment
+from megatron_moo.buckets.config import MooConfig
+from megatron_moo.buckets.exchange import Exchange
 from megatron_moo.buckets.phases import Phases, SideStream
+from megatron_moo.buckets.step import MooStep
+from megatron_moo.moo import make_method
+
+
+class OneEach:
+    """Two lanes, an objective each."""
+
+    def assignment(self, step: int) -> list[list[int]]:
+        return [[0, 1]]
+
+
+def nothing(*args: Any, **kw: Any) -> None: ...
+
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -57,15 +74,56 @@ def test_what_ran_beside_and_was_not_waited_for_is_hidden(monkeypatch: pytest.Mo
             passes(30.0)
         with phases("gramian"):
             passes(10.0)
-    with phases("exchange"):  # the wait at the end of the backward pass
+    with phases.join():  # the wait at the end of the backward pass
         passes(15.0)
+    with phases("exchange"):  # the reduction of the Gramians, which nothing hides and which hides nothing
+        passes(7.0)
     with phases("combine"):
         passes(2.0)
     seconds = phases.read()
     assert seconds == pytest.approx(
-        {"exchange": 0.015, "gramian": 0.0, "solve": 0.0, "combine": 0.002, "hidden": 0.025}
+        {"exchange": 0.022, "gramian": 0.0, "solve": 0.0, "combine": 0.002, "hidden": 0.025}
     )
     assert phases.read() == seconds
+
+
+@pytest.mark.parametrize("async_op", [True, False])
+def test_an_exchange_is_joined_once(monkeypatch: pytest.MonkeyPatch, async_op: bool) -> None:
+    """On a GPU the wait for the side stream is part of ``exchange`` and off ``hidden``, wherever it happens."""
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    step = MooStep(MooConfig("mean", wire="bf16"), make_method("mean"), ["a", "b"], OneEach())
+    grad = torch.ones(8)
+    plan = BucketPlan("bucket", grad, 0, (0, 1), (Segment(0, 4, 0, Kind.OWN),))
+    step.place([plan], ["block"], "", 0, counts_tokens=True)
+    exchange = Exchange(step, nothing, nothing)
+    exchange.register([plan])
+
+    def travels(received: torch.Tensor, sent: torch.Tensor, **kw: Any) -> Any:
+        Event.clock += 10.0
+        received.copy_(sent)
+        return SimpleNamespace(wait=nothing)
+
+    class Side:
+        exists = True
+
+        def behind(self) -> Any:
+            return nullcontext()
+
+        def join(self) -> None:
+            Event.clock += 4.0
+
+    monkeypatch.setattr(torch.distributed, "all_to_all_single", travels)
+    monkeypatch.setattr("megatron_moo.buckets.exchange.SideStream", lambda device: Side())
+    step.begin(0)
+    step.phases = Phases(GPU)
+    step.begin_pass(step.passes[0])
+    exchange(plan.own, grad, async_op=async_op)
+    if async_op:
+        exchange.join()
+    with step.phases("exchange"):
+        Event.clock += 7.0
+    seconds = step.phases.read()
+    assert seconds["exchange"] == pytest.approx(0.011) and seconds["hidden"] == pytest.approx(0.006)
 
 
 def test_the_side_stream_waits_and_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
