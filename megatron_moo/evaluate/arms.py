@@ -16,6 +16,7 @@ from megatron_moo.report.charts.forest import Point
 from megatron_moo.report.charts.lines import Series
 from megatron_moo.report.metrics import RunMetrics, read_metrics
 from megatron_moo.report.records import Array
+from megatron_moo.report.sections.room import Room
 from megatron_moo.report.summary import RunSummary, mean, summarize
 
 SHORT = 22  # characters of a name beside a line
@@ -38,6 +39,14 @@ class Arm:
     def summaries(self) -> tuple[RunSummary, ...]:
         """Of every run."""
         return tuple(summarize(one) for one in self.metrics)
+
+    @cached_property
+    def rooms(self) -> tuple[Room, ...]:
+        """What a run's own page works with, of every run."""
+        return tuple(
+            Room(metrics, summary, run.name)
+            for run, metrics, summary in zip(self.runs, self.metrics, self.summaries, strict=True)
+        )
 
 
 @dataclass(frozen=True)

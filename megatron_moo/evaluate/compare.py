@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from megatron_moo.errors import MooError
-from megatron_moo.report.metrics import read_metrics
+from megatron_moo.report.metrics import RunMetrics, read_metrics
 
 # Flags that say nothing about how a model was trained.
 _PLACES = (
@@ -31,8 +31,10 @@ class Run:
         flags: of its recipe, places apart.
         bits: bits per byte per language at the last validation.
         tokens: trained on, all languages together.
-        data: what identifies its data: the corpus's fingerprint, or the manifest's path where the corpus is gone.
+        data: what identifies its data: the fingerprint of the corpus that it read, several joined by ``+`` where a
+            resume found other text; of runs that did not keep it the corpus as it lies now, or the manifest's path.
         versions: of the packages that it ran with, by name.
+        data_kept: ``data`` is what the run read, not what lies in its place now.
     """
 
     name: str
@@ -46,6 +48,12 @@ class Run:
     data: str
     folder: Path = Path()
     versions: Mapping[str, str] = field(default_factory=dict)
+    data_kept: bool = True
+
+    @property
+    def short_data(self) -> str:
+        """``data``, short enough to be shown."""
+        return "+".join(part[:12] for part in self.data.split("+"))
 
 
 @dataclass(frozen=True)
@@ -104,9 +112,10 @@ def read_run(folder: Path) -> Run:
     last = metrics.valids[-1]
     tokens = sum(int(sum(step.tokens.values())) for step in metrics.steps)
     kept = {key: value for key, value in flags.items() if key not in _PLACES}
+    data, data_kept = _data(flags, metrics)
     return Run(
         folder.name, int(flags.get("seed", 1234)), kept, dict(last.bits_per_byte), tuple(last.seen),
-        tuple(last.unseen), last.step, tokens, _data(flags), folder, _versions(recipe),
+        tuple(last.unseen), last.step, tokens, data, folder, _versions(recipe), data_kept,
     )  # fmt: skip
 
 
@@ -115,13 +124,22 @@ def _versions(recipe: Mapping[str, Any]) -> dict[str, str]:
     return {str(name): str(value) for name, value in told.items()} if isinstance(told, Mapping) else {}
 
 
-def _data(flags: Mapping[str, Any]) -> str:
+def _data(flags: Mapping[str, Any], metrics: RunMetrics) -> tuple[str, bool]:
+    """What identifies the data, and whether that is what the run itself read."""
+    starts = [event for event in metrics.events if event.event in ("start", "resume")]
+    begun = max((i for i, event in enumerate(starts) if event.event == "start"), default=0)
+    told = dict.fromkeys(str(event.fields["corpus"]) for event in starts[begun:] if "corpus" in event.fields)
+    if told:
+        return "+".join(told), True
     from megatron_moo.data import open_corpus
 
     folder = Path(str(flags.get("corpus", "")))
-    if (folder / "build.json").is_file():
-        return open_corpus(folder).fingerprint
-    return str(flags.get("languages", "unknown"))
+    record = folder / "build.json"
+    if not record.is_file():
+        return str(flags.get("languages", "unknown")), False
+    time = starts[begun].fields.get("time") if starts else None
+    older = isinstance(time, int | float) and record.stat().st_mtime <= time  # not built again since
+    return open_corpus(folder).fingerprint, older
 
 
 def compare(
@@ -176,6 +194,12 @@ def compare(
 def _hidden(runs: Sequence[Run]) -> list[str]:
     """What runs of equal tokens and data may still differ in."""
     notes = []
+    forgot = [run.name for run in runs if not run.data_kept]
+    if forgot:
+        notes.append(
+            "made before runs kept the fingerprint of their data, which may have changed since: "
+            + ", ".join(forgot)
+        )
     if len({tuple(sorted(run.versions.items())) for run in runs}) > 1:
         notes.append("the runs were made with different versions of their packages")
     if len({run.step for run in runs}) > 1:
@@ -212,7 +236,7 @@ def _unequal(runs: Sequence[Run], allowed: bool) -> list[str]:
     ):
         if unequal:
             each = ", ".join(
-                f"{run.name} {run.tokens if what == 'tokens' else run.data[:12]}" for run in runs
+                f"{run.name} {run.tokens if what == 'tokens' else run.short_data}" for run in runs
             )
             if not allowed:
                 raise MooError(

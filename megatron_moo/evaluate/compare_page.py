@@ -10,7 +10,8 @@ import yaml
 
 from megatron_moo.evaluate.arms import Arm, Both, arms_of
 from megatron_moo.evaluate.compare import Comparison, Difference, Run
-from megatron_moo.evaluate.compare_sections import SECTIONS, shown
+from megatron_moo.evaluate.compare_sections import SECTIONS
+from megatron_moo.evaluate.compare_sections.words import shown
 from megatron_moo.report import units
 from megatron_moo.report.html import Tile, fill, put
 

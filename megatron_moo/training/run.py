@@ -154,7 +154,9 @@ class TrainingRun:
         place = (ps.get_tensor_model_parallel_rank(), ps.get_pipeline_model_parallel_rank())
         check_same(bucket_facts(self.step.plans, self.step.block_names), group=str(place))
         step = int(self.args.curr_iteration)
-        known = {"step": step, "train_iters": self.args.train_iters, **self.step.cost()}
+        # The corpus lies where its manifest does and may hold other text when somebody looks later.
+        text = {"corpus": self.corpus.fingerprint}
+        known = {"step": step, "train_iters": self.args.train_iters, **text, **self.step.cost()}
         if step:
             self.metrics.event("resume", **known)
             if self.feed.batches is not None and self.feed.batches.begun_anew:

@@ -59,7 +59,7 @@ def mean_cosine(moos: Sequence[MooRecord]) -> float:
 def _matrix(room: Room, measured: list[tuple[StepRecord, MooRecord]]) -> Markup:
     objectives = room.metrics.objectives
     window = end_window(len(room.steps))
-    frames = _frames(measured, window, len(objectives))
+    frames = matrix_frames(measured, window)
     average = off_diagonal(frames[0].values) if frames else np.zeros(0)
     floor = room.summary.cosine_same
     narrow = len(objectives) <= NARROW
@@ -92,13 +92,14 @@ def _matrix(room: Room, measured: list[tuple[StepRecord, MooRecord]]) -> Markup:
     )
 
 
-def _frames(measured: list[tuple[StepRecord, MooRecord]], window: int, objectives: int) -> list[Frame]:
+def matrix_frames(measured: list[tuple[StepRecord, MooRecord]], window: int) -> list[Frame]:
+    """The mean of the last ``window`` of ``measured``, chosen steps one by one, and the mean of all."""
     if not measured:
         return []
     last = measured[-window:]
     average = bins(len(last), 1).mean(np.array([moo.cosine for _, moo in last]))[0]
     title = f"mean of the last {len(last)} steps" if len(last) > 1 else f"step {last[0][0].step}"
-    wanted = CHOSEN if objectives <= LARGE else CHOSEN_IF_LARGE
+    wanted = CHOSEN if len(measured[0][1].cosine) <= LARGE else CHOSEN_IF_LARGE
     indices = sorted({round(i) for i in np.linspace(0, len(measured) - 1, wanted)})
     single = [Frame(f"step {measured[i][0].step}", measured[i][1].cosine) for i in indices]
     if len(measured) < 2:

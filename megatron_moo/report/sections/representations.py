@@ -87,9 +87,14 @@ def _curve(models: Sequence[Model], name: str, title: str) -> Markup:
         Series(model["model"], _column(model["layers"], numbers, name), palette.category(i))
         for i, model in enumerate(models)
     ]
-    chance = number(mapping(models[0].get("chance")).get(name))
-    if math.isfinite(chance):
-        series.append(Series("chance", np.full(len(numbers), chance), "c7 d1"))
+    own = _column(models[0]["layers"], numbers, f"{name}_chance")  # some measures have one for every layer
+    chance = (
+        own
+        if np.isfinite(own).any()
+        else np.full(len(numbers), number(mapping(models[0].get("chance")).get(name)))
+    )
+    if np.isfinite(chance).any():
+        series.append(Series("chance", chance, "c7 d1"))
     spec = Figure(f"layer-{name}", title[0].upper() + title[1:], height=220, axis="layer")
     if not any(np.isfinite(line.values).any() for line in series[: len(models)]):
         return frame.missing(spec, "Not measured: this model has no gated MLP that analyze knows.")
@@ -100,6 +105,9 @@ def _between(room: Room) -> Markup:
     layers = [{**layer, "layer": i} for i, layer in enumerate(room.beside.between)]
     numbers = [layer["layer"] for layer in layers]
     series = [Series("all languages", _column(layers, numbers, "cka"), "c7 heavy")]
+    chance = _column(layers, numbers, "chance")
+    if np.isfinite(chance).any():
+        series.append(Series("chance", chance, "c7 d1"))
     by = [{**mapping(layer.get("cka_by")), "layer": layer["layer"]} for layer in layers]
     for i, tag in enumerate(room.beside.models[0]["languages"]):
         series.append(Series(tag, _column(by, numbers, tag), room.colours.get(tag, palette.category(i))))

@@ -15,17 +15,18 @@ from megatron_moo.report.sections.room import Room, Section
 
 LABEL_CHARS = 14
 Picker = Callable[[MooRecord], Array]
+MEANING = (
+    "The norm of the shortest vector in the convex hull of the objectives' gradients: sqrt(min wᵀGw) over weights that "
+    "are at least zero and sum to one. At zero no direction improves every objective to first order. It is measured in "
+    "the same way whatever the method. Where every objective touches every block, the blocks' values squared add up to "
+    "no more than the model's squared, since every block may choose weights of its own; where some do not (experts, "
+    "vision parts), they are left out of that block, and the sum can be larger than the model's."
+)
 
 
 def stationarity_section(room: Room) -> Section:
     """The shortest vector in the convex hull of the gradients, per block and for the model; the update."""
-    lead = (
-        "The norm of the shortest vector in the convex hull of the objectives' gradients: sqrt(min wᵀGw) "
-        "over weights that are at least zero and sum to one. At zero no direction improves every objective "
-        "to first order. It is measured in the same way whatever the method. The blocks' values squared add "
-        "up to no more than the model's squared: every block may choose weights of its own."
-    )
-    return Section("stationarity", "Stationarity", lead, (_model(room), _blocks(room), _update(room)))
+    return Section("stationarity", "Stationarity", MEANING, (_model(room), _blocks(room), _update(room)))
 
 
 def _model(room: Room) -> Markup:
@@ -70,10 +71,23 @@ def _per_block(room: Room, spec: Figure, pick: Picker, model: Array | None) -> M
     x, grouped = room.line_bins(room.moo_steps)
     blocks = room.metrics.blocks
     table = grouped.mean(room.per_block(pick)) if room.moos else np.zeros((0, 0))
+    whole = None if model is None else grouped.mean(model)
+    series = block_lines(blocks, table, whole) if room.moos else []
+    return line_chart(spec, x, series, log=True, digits=3)
+
+
+def block_lines(blocks: tuple[str, ...], table: Array, whole: Array | None) -> list[Series]:
+    """A line per block, coloured by depth, and a heavy one for the whole model where blocks are parts of it.
+
+    Args:
+        blocks: their names.
+        table: ``[points, blocks]``.
+        whole: ``[points]``, or None.
+    """
     series = [
         Series(name, table[:, i], palette.depth(i, len(blocks)), text=short_block(name))
         for i, name in enumerate(blocks)
     ]
-    if model is not None and blocks != ("model",) and np.isfinite(model).any():
-        series.append(Series("whole model", grouped.mean(model), "c7 heavy"))
-    return line_chart(spec, x, series if room.moos else [], log=True, digits=3)
+    if whole is not None and blocks != ("model",) and np.isfinite(whole).any():
+        series.append(Series("whole model", whole, "c7 heavy"))
+    return series

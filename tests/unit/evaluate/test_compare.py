@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from scipy.stats import bootstrap
 
 from megatron_moo.cli import main
+from megatron_moo.data import build_corpus, load_manifest
 from megatron_moo.errors import MooError
 from megatron_moo.evaluate.compare import compare, read_run
 
@@ -93,6 +95,43 @@ def test_unequal_tokens_and_data_are_refused_or_said(tmp_path: Path) -> None:
     c = read_run(_write(tmp_path / "c", 1, bits, 100, **{"moo-method": "cagrad", "languages": "other.yaml"}))
     with pytest.raises(MooError, match="unequal data"):
         compare([a, c])
+
+
+def _begin(run: Path, *events: dict[str, Any]) -> None:
+    path = run / "metrics.jsonl"
+    path.write_text("".join(json.dumps(event) + "\n" for event in events) + path.read_text())
+
+
+def test_the_text_that_a_run_read_is_what_counts(tmp_path: Path) -> None:
+    """The folder of a corpus is named by its manifest: text that changed later lies in the same place."""
+    bits = {"en": 1.0, "ko": 1.0, "vi": 1.0}
+    manifest = tmp_path / "languages.yaml"
+    (tmp_path / "en.txt").write_text("some text\n\nand more of it\n" * 20)
+    manifest.write_text("tokenizer: byte\nlanguages:\n  en: {train: [en.txt]}\n")
+    corpus = build_corpus(load_manifest(manifest), tmp_path / "corpus")
+    runs = [
+        _write(tmp_path / name, 1, bits, **{"moo-method": name, "corpus": str(tmp_path / "corpus")})
+        for name in ("old", "new", "older")
+    ]
+    _begin(runs[0], {"event": "start", "step": 0, "corpus": corpus.fingerprint})
+    (tmp_path / "en.txt").write_text("other text\n\nand more of it\n" * 20)
+    changed = build_corpus(load_manifest(manifest), tmp_path / "corpus")
+    _begin(runs[1], {"event": "start", "step": 0, "corpus": changed.fingerprint})
+    old, new, older = map(read_run, runs)
+    assert (old.data, new.data) == (corpus.fingerprint, changed.fingerprint)
+    with pytest.raises(MooError, match=f"unequal data: old {old.data[:12]}, new {new.data[:12]}"):
+        compare([old, new])
+    # A run of before: what lies there now, with a note, unless the corpus is older than the run.
+    assert older.data == changed.fingerprint
+    assert any("kept the fingerprint" in note and "older" in note for note in compare([new, older]).notes)
+    _begin(runs[2], {"event": "start", "step": 0, "time": time.time() + 60})
+    assert not any("fingerprint" in note for note in compare([new, read_run(runs[2])]).notes)
+    # A resume that found other text makes it other data; another start in the same folder forgets what was before.
+    _begin(runs[1], {"event": "start", "step": 0, "corpus": "x"})
+    assert read_run(runs[1]).data == changed.fingerprint
+    again = _write(tmp_path / "again", 1, bits)
+    _begin(again, {"event": "start", "step": 0, "corpus": "x"}, {"event": "resume", "step": 1, "corpus": "y"})
+    assert read_run(again).data == "x+y"
 
 
 def test_what_cannot_be_compared(tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ PLOTS = {
     "forest-0", "difference-table", "bits-languages", "bits-panels", "bits-table", "train-curve", "seen-curve",
     "unseen-curve", "difference-curve", "conflict-time", "cosine-time", "conflict-blocks", "token-shares",
     "tokens-table", "recipes-table", "versions-table", "runs-table", "eval-table", "eval-cloze", "layers-table",
-    *(f"layer-{name}" for name in CURVES),
+    *(f"layer-{name}" for name in CURVES), "cosine-matrix-0", "cosine-matrix-1", "cosine-difference", "conflict-map-0",
+    "conflict-map-1", "conflict-map-difference", "weights-time", "weights-blocks-0", "weights-blocks-1",
+    "weights-difference", "stationarity-model", "stationarity-blocks-0", "stationarity-blocks-1", "stationarity-end",
 }  # fmt: skip
 TABLES = {plot for plot in PLOTS if plot.endswith("-table")}
 
@@ -49,7 +51,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Runs with an evaluation and an analysis beside them; numbers differ by recipe."""
     found = write_pairs(tmp_path_factory.mktemp("runs"))
     for i, run in enumerate(found):
-        write_beside(run)
+        write_beside(run, tags=("en", "de", "ko", "it"))
         path = run / "eval.json"
         told = json.loads(path.read_text())
         told["languages"]["ko"]["bits_per_byte"] = 3.0 + 0.1 * i
@@ -136,15 +138,103 @@ def test_shares_recipes_versions_and_runs(page: Page, runs: list[Path]) -> None:
     assert "lr: 0.001" in page.words() and "3 pairs by seed" in page.words()
 
 
+def moos(runs: list[Path]) -> list[list[dict[str, Any]]]:
+    return [[record["moo"] for record in records(run) if "event" not in record] for run in runs]
+
+
+def test_matrices_of_every_recipe_and_their_difference(page: Page, runs: list[Path]) -> None:
+    cosine = np.array([[moo["cosine"] for moo in run] for run in moos(runs)])
+    sides = [cosine[:3].mean(0), cosine[3:].mean(0)]
+    for i, side in enumerate(sides):
+        frames = page.data(f"cosine-matrix-{i}")["frames"]
+        assert [frames[0]["n"], frames[-1]["n"]] == ["mean of the last 2 steps", "mean of all 20 steps"]
+        assert [frame["n"] for frame in frames[1:-1]][:2] == ["step 1", "step 4"]
+        np.testing.assert_allclose(frames[0]["v"], side[-2:].mean(0), atol=1e-3)
+        np.testing.assert_allclose(frames[2]["v"], side[3], atol=1e-3)
+        np.testing.assert_allclose(frames[-1]["v"], side.mean(0), atol=1e-3)
+    frames = page.data("cosine-difference")["frames"]
+    np.testing.assert_allclose(frames[0]["v"], (sides[1] - sides[0])[-2:].mean(0), atol=1e-3)
+    np.testing.assert_allclose(frames[1]["v"], (sides[1] - sides[0])[0], atol=1e-3)
+    pairs = sides[1][-2:].mean(0)[np.triu_indices(len(SEEN), 1)].mean()
+    assert f"mean of pairs {pairs:.2f}" in page.words("cosine-matrix-1")
+    assert "same language" in page.words("cosine-matrix-1")
+
+
+def test_conflict_weights_and_stationarity_per_block(page: Page, runs: list[Path]) -> None:
+    told = moos(runs)
+    conflict = np.array([[[moo["conflict"][block] for block in BLOCKS] for moo in run] for run in told])
+    sides = [conflict[:3].mean(0), conflict[3:].mean(0)]
+    for i, side in enumerate(sides):
+        data = page.data(f"conflict-map-{i}")
+        assert data["rows"] == list(BLOCKS) and data["x"] == list(range(1, 21))
+        np.testing.assert_allclose(data["frames"][0]["v"], side.T, rtol=1e-2)
+    difference = page.data("conflict-map-difference")["frames"]
+    np.testing.assert_allclose(difference[0]["v"], (sides[1] - sides[0]).T, atol=1e-3)
+
+    weights = np.array([[[list(moo["weights"][b].values()) for b in BLOCKS] for moo in run] for run in told])
+    shares = weights / weights.sum(-1, keepdims=True)
+    ends = [shares[:3, -2:].mean((0, 1)), shares[3:, -2:].mean((0, 1))]
+    for i, end in enumerate(ends):
+        np.testing.assert_allclose(page.data(f"weights-blocks-{i}")["frames"][0]["v"], end, rtol=1e-2)
+    np.testing.assert_allclose(
+        page.data("weights-difference")["frames"][0]["v"], ends[1] - ends[0], atol=1e-3
+    )
+    assert "Equal weights would be 0.071 each" in page.words("weights-time")
+    assert len(page.plots()["weights-time"].findall(".//div[@class='mini']")) == len(SEEN)
+
+    lines = {line["n"]: line["v"] for line in page.data("stationarity-blocks-1")["s"]}
+    assert list(lines) == [*BLOCKS, "whole model"]
+    head, whole = (
+        np.array([[moo["stationarity"][name] for moo in run] for run in told]) for name in ("head", "model")
+    )
+    np.testing.assert_allclose(lines["head"], head[3:].mean(0), rtol=1e-2)
+    np.testing.assert_allclose(lines["whole model"], whole[3:].mean(0), rtol=1e-2)
+    rows = {row["n"]: row["s"] for row in page.data("stationarity-end")["forest"]}
+    assert list(rows) == [*BLOCKS, "all blocks", "whole model"]
+    assert float(rows["whole model"][0][1]) == pytest.approx(whole[:3, -2:].mean(), abs=6e-4)
+    names = [line["n"] for line in page.data("stationarity-model")["s"]]
+    assert names == ["mean", "cagrad", "mean, all blocks", "cagrad, all blocks"]
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """Where the normal test of a share of ``count`` stops rejecting, by bisection."""
+    ends = []
+    for outside, inside in ((0.0, share), (1.0, share)):
+        for _ in range(60):
+            middle = (outside + inside) / 2
+            rejected = (share - middle) ** 2 > 1.959964**2 * middle * (1 - middle) / count
+            outside, inside = (middle, inside) if rejected else (outside, middle)
+        ends.append(inside)
+    return ends[0], ends[1]
+
+
 def test_evaluations_and_analyses_beside_the_runs(page: Page) -> None:
-    assert "ko 4.0000 3.1000 0.500 4.0000 3.4000 0.800" in page.words("eval-table")
+    low, high = wilson(0.5, 20)
+    assert f"ko seen 4.0000 3.1000 0.500 {low:.3f} to {high:.3f} 4.0000 3.4000 0.800" in page.words(
+        "eval-table"
+    )
+    assert "it unseen 5.0000" in page.words("eval-table") and "mean of 3 seen" in page.words("eval-table")
     cloze = {row["n"]: row["s"] for row in page.data("eval-cloze")["forest"]}
+    assert list(cloze) == ["en", "de", "ko", "it (unseen)", "mean of 3 seen", "mean of 1 unseen"]
     assert [side[1] for side in cloze["ko"]] == ["0.500", "0.800"]
+    assert cloze["ko"][0][2] == f"{low:.3f} … {high:.3f}"
+    assert float(cloze["mean of 3 seen"][0][1]) == pytest.approx((0.35 + 0.4 + 0.5) / 3, abs=6e-4)
+    assert cloze["mean of 3 seen"][0][2] == ""  # languages share their items: Wilson's does not hold
     assert "20 items" in page.words("eval-cloze") and "All of step 40, windows of 128 tokens." in page.words()
     reference, other = page.data("layer-silhouette")["s"]
     np.testing.assert_allclose(reference["v"], [0.01, 0.11, 0.21, 0.31, 0.41], rtol=1e-2)
     np.testing.assert_allclose(other["hi"], [0.05, 0.15, 0.25, 0.35, 0.45], rtol=1e-2)
     assert " 4 0.410 0.440 " in page.words("layers-table")
+    chance = {line["n"]: line["v"] for line in page.data("layer-probe")["s"]}["chance"]
+    assert chance == [0.25] * 5
+    assert "DO NOT COMPARE" not in page.words()
+
+
+def tell(path: Path, **words: Any) -> None:
+    """Put words into a file of ``eval`` or into the first model of one of ``analyze``."""
+    told = json.loads(path.read_text())
+    (told["models"][0] if "models" in told else told).update(words)
+    path.write_text(json.dumps(told))
 
 
 def test_evaluations_that_do_not_compare(tmp_path: Path) -> None:
@@ -158,14 +248,36 @@ def test_evaluations_that_do_not_compare(tmp_path: Path) -> None:
     write_beside(runs[0], tags=("en", "de"))
     words = page_of(runs).words()
     assert "Not evaluated: mean-2, cagrad-1, cagrad-2." in words
+    assert "Not analysed: mean-2, cagrad-1, cagrad-2." in words
+    write_beside(runs[2], tags=("en", "de"))
+    evals, analyses = (
+        [run / name for run in (runs[0], runs[2])] for name in ("eval.json", "analysis/analysis.json")
+    )
+    for one in (*evals, *analyses):
+        tell(one, text="aa", windows=64, items_hash="11", tokens=32)
+    assert "DO NOT COMPARE" not in page_of(runs).words()
+    tell(analyses[1], text="bb", tokens=64)
+    assert "analysed with different texts and numbers of tokens a sentence." in page_of(runs).words()
+    tell(evals[1], text="bb", items_hash="22")
+    words = page_of(runs).words()
+    assert "DO NOT COMPARE: the runs were evaluated with different texts." in words
+    assert "DO NOT COMPARE: the runs' cloze asked different items." in words
+    tell(evals[1], text=None, windows=32)
+    words = page_of(runs).words()
+    assert "evaluated with different numbers of windows. On which text is not told" in words
+    assert "may differ: cagrad-1." in words
+    told = json.loads(evals[1].read_text())
+    told["languages"]["de"]["bytes"] = 7
+    evals[1].write_text(json.dumps(told))
+    assert "numbers of windows and numbers of bytes" in page_of(runs).words()
     write_beside(runs[2], tags=("en", "de"), step=30)
     told = json.loads((runs[0] / "eval.json").read_text())
     told["cloze"], told["languages"]["en"]["cloze"] = 7, "none"
     (runs[0] / "eval.json").write_text(json.dumps(told))
     (runs[1] / "eval.json").write_text("[")
     page = page_of(runs)
-    assert "evaluated at different steps or window lengths: these numbers do not compare" in page.words()
-    assert "analysed at different steps or on different sentences" in page.words()
+    assert "DO NOT COMPARE: the runs were evaluated with different steps." in page.words()
+    assert "analysed with different steps." in page.words()
     assert "NaN" not in page.text
 
 
@@ -206,6 +318,10 @@ def test_many_recipes_other_blocks_and_hostile_names(tmp_path: Path) -> None:
     assert [p for p in page.plots() if p.startswith("forest-")] == [f"forest-{i}" for i in range(5)]
     assert not list(page.root.iter("img"))
     assert len(page.data("conflict-blocks")["rows"]) == 61  # more blocks than a forest plot can hold
+    assert len(page.data("stationarity-end")["rows"]) == 61
+    names = [frame["n"] for frame in page.data("conflict-map-difference")["frames"]]
+    assert names == [f"recipe {i} minus recipe 1" for i in (2, 3, 4, 5)]  # the sixth has other blocks
+    assert len(page.data("cosine-difference")["frames"]) == 2 * 5  # the averages
     assert bad in page.words("difference-table")
 
 
