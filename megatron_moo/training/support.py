@@ -110,7 +110,7 @@ TABLE: tuple[Row, ...] = (
     Row(
         "gradients reduced in bf16",
         "--grad-reduce-in-bf16",
-        "Gramians need fp32 rows",
+        "rows of a language would add up in bf16 (docs/kernels.md); --moo-wire bf16 halves the bytes",
         lambda args: bool(args.grad_reduce_in_bf16) or "bf" in str(getattr(args, "main_grads_dtype", "")),
         given=lambda args: "--grad-reduce-in-bf16" if args.grad_reduce_in_bf16 else "--main-grads-dtype bf16",
     ),
