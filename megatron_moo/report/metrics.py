@@ -86,6 +86,8 @@ class RunMetrics:
         that point belongs to a branch that was given up, so it is forgotten. The last line of a step wins.
         """
         if isinstance(record, EventRecord):
+            if record.event in ("start", "resume"):  # what blocks became later is of the branch given up
+                self.events = [e for e in self.events if e.event != "blocks" or e.step <= record.step]
             self.events.append(record)
         elif isinstance(record, ValidRecord):
             self.valids = [old for old in self.valids if old.step != record.step]

@@ -116,12 +116,13 @@ def _losses(title: str, summary: RunSummary, losses: Mapping[str, Change], tags:
 
 
 def _worst(summary: RunSummary) -> Iterator[Tile]:
-    """The language that the model knows least: in bits per byte, which compare between languages."""
+    """The language with the highest loss: in bits per byte, which depend on how many bytes a script's letters take."""
     held_out = {tag: change for tag, change in summary.bits_per_byte.items() if tag in summary.seen}
     worst = summary.worst(held_out or summary.train)
     if worst is not None:
         where = "bits per byte, held-out, at the end" if held_out else "nats per token, training, at the end"
-        yield Tile("Worst language, seen", units.loss(worst[1].end), f"{worst[0]}, {where}")
+        mind = "comparable between models, not between scripts"
+        yield Tile("Worst language, seen", units.loss(worst[1].end), f"{worst[0]}, {where}; {mind}")
     if held_out:
         bits = summary.mean(summary.bits_per_byte, summary.seen)
         yield Tile(

@@ -140,7 +140,7 @@ def _worst(summary: RunSummary) -> Iterator[tuple[str, str]]:
         if worst is not None:
             parts.append(f"{worst[0]} ({part}, {units.loss(worst[1].end)} bits per byte)")
     if parts:
-        yield "worst held-out", ", ".join(parts)
+        yield "worst held-out", f"{', '.join(parts)}; comparable between models, not between scripts"
 
 
 def _farthest(summary: RunSummary) -> Iterator[tuple[str, str]]:

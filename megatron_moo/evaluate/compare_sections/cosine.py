@@ -43,7 +43,7 @@ def cosine_section(both: Both) -> Section:
     matrices = [
         _matrix(arm, own, colours, i) for i, (arm, own) in enumerate(zip(both.arms, frames, strict=True))
     ]
-    figures = (_over_time(both), *matrices, _difference(both, steps))
+    figures = (*matrices, _difference(both, steps), _over_time(both))
     return Section("cosine", "Agreement between languages", lead, figures)
 
 
@@ -140,7 +140,7 @@ def _over_time(both: Both) -> Markup:
     lines += [_beside(line, floor_x, x) for line in floors if len(x)]
     spec = Figure(
         "cosine-time", "Cosine between objectives", "mean of pairs", f"Dashed: same language. {note}",
-        height=280, wide=True,
+        height=280, wide=len(both.arms) % 2 == 1,  # so that figures fill the rows of two
     )  # fmt: skip
     return line_chart(spec, x, lines, digits=3)
 

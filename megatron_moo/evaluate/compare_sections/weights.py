@@ -147,6 +147,7 @@ def _difference(both: Both, ends: list[tuple[tuple[str, ...], Array]]) -> Markup
         "share at the end",
         "Blue: more than in the reference, orange: less.",
         height=rows_height(len(blocks)),
+        wide=len(both.arms) % 2 == 0,
     )
     alike = [
         (arm, values)

@@ -11,6 +11,7 @@ from megatron_moo.report.charts import scale
 from megatron_moo.report.charts.frame import Figure
 from megatron_moo.report.charts.heat import Axis, Frame, heat_map, ordered_colours
 from megatron_moo.report.charts.lines import Series, line_chart
+from megatron_moo.report.sections.adaptive import changes_figure
 from megatron_moo.report.sections.room import Room, Section
 
 
@@ -21,7 +22,9 @@ def conflict_section(room: Room) -> Section:
         "block. Directions drawn independently at random would come out negative half of the time; sampling "
         "noise moves the rate towards that half."
     )
-    return Section("conflict", "Conflict per block", lead, (_rate(room), _blocks(room)))
+    changed = changes_figure(room)
+    figures = (_rate(room), _blocks(room), *([changed] if changed is not None else []))
+    return Section("conflict", "Conflict per block", lead, figures)
 
 
 def _rate(room: Room) -> Markup:

@@ -39,7 +39,8 @@ def loss_section(room: Room) -> Section:
     lead = (
         "Training loss is that of the batch of each step, before the step's update. Held-out loss is over "
         "text that is never trained on; unseen languages are not trained on at all. Losses of different "
-        "languages compare only as far as their texts do; bits per byte do not depend on the tokenizer."
+        "languages compare only as far as their texts do. Bits per byte do not depend on the tokenizer: they are "
+        "comparable between models, not between scripts, whose letters take one to three bytes in UTF-8."
     )
     figures = (_train(room), *_held_out(room, "loss"), *_held_out(room, "bits_per_byte"), _table(room))
     return Section("loss", "Loss per language", lead, figures)

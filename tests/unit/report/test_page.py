@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from megatron_moo.analyze.curves import CURVES
+from megatron_moo.buckets.adaptive import layer_of
 from megatron_moo.errors import MooError
 from megatron_moo.report.page import write_report
+from megatron_moo.report.sections.adaptive import layer_of as told_layer_of
 from tests.unit.report.fake_beside import write_beside
 from tests.unit.report.fake_run import BLOCKS, SEEN, UNSEEN, FakeRun
 from tests.unit.report.html import Page
@@ -142,7 +144,63 @@ def test_bits_per_byte_are_in_the_headline(page: Page, run_dir: Path) -> None:
     last = [record for record in records if record.get("event") == "valid"][-1]["bits_per_byte"]
     worst = max(SEEN, key=lambda tag: last[tag])
     assert f"Worst language, seen {last[worst]:.3f} {worst}, bits per byte" in page.words()
+    assert (
+        page.words().count("comparable between models, not between scripts") == 2
+    )  # the tile, and the losses
     assert f"→ {np.mean([last[tag] for tag in SEEN]):.3f} held-out, mean of 14" in page.words()
+
+
+def test_what_adaptive_blocks_split_and_merged(tmp_path: Path) -> None:
+    modules = [
+        "embedding",
+        *(f"decoder.layers.{i}.{part}" for i in range(3) for part in ("attn", "mlp")),
+        "final_norm",
+    ]
+
+    def event(step: int, *groups: tuple[str, int, int]) -> dict[str, Any]:
+        return {"event": "blocks", "step": step, "groups": {name: modules[a:b] for name, a, b in groups}}
+
+    first = event(
+        4, ("embedding", 0, 1), ("decoder.layers.0.attn", 1, 2), ("decoder.layers.0.mlp", 2, 3),
+        ("decoder.layers.1.attn..decoder.layers.2.mlp", 3, 7), ("head", 7, 8),
+    )  # fmt: skip
+    second = event(
+        8, ("embedding", 0, 1), ("decoder.layers.0.attn", 1, 2), ("decoder.layers.0.mlp", 2, 3),
+        ("decoder.layers.1", 3, 5), ("decoder.layers.2", 5, 7), ("head", 7, 8),
+    )  # fmt: skip
+    given_up = event(8, ("all", 0, 8))
+    run = FakeRun(steps=10, finished=False).write(tmp_path / "run")
+    path = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        line.get("moo", {}).update(block="auto")
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = Page(write_report(run)).words("blocks-changed")
+    assert words == "Blocks split and merged No block was split or merged up to step 10."
+    more = [first, given_up, {"event": "resume", "step": 6}, second]
+    path.write_text(path.read_text() + "".join(json.dumps(line) + "\n" for line in more))
+    page = Page(write_report(run))
+    _, *rows = (
+        ["".join(cell.itertext()) for cell in row] for row in page.plots()["blocks-changed"].iter("tr")
+    )
+    assert rows == [
+        ["4", "split", "decoder.layers.0", "decoder.layers.0.attn, decoder.layers.0.mlp", "5"],
+        [
+            "4",
+            "merged",
+            "decoder.layers.1, decoder.layers.2",
+            "decoder.layers.1.attn..decoder.layers.2.mlp",
+            "5",
+        ],
+        [
+            "8",
+            "split",
+            "decoder.layers.1.attn..decoder.layers.2.mlp",
+            "decoder.layers.1, decoder.layers.2",
+            "6",
+        ],
+    ]
+    assert all(layer_of(name) == told_layer_of(name) for name in modules)
 
 
 def test_a_run_that_was_stopped_early_says_why(tmp_path: Path) -> None:
