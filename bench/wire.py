@@ -4,7 +4,7 @@
     python bench/wire.py --seeds 5 --steps 60 --write docs/wire.md     20 runs of a minute
 
 Every wire trains the same model on the same batches with the same seeds, so losses are paired by seed. The cosines
-are those of the first step, where all wires see the same weights.
+are those of the first step, where all wires see the same weights; ``wire_blocks.py`` has them block by block.
 """
 
 from __future__ import annotations
@@ -114,7 +114,9 @@ def main() -> None:
             f"x 8 slots, {args.seeds} seeds, {args.steps} steps. All wires train on the same batches.",
             "",
         ]
-        args.write.write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")
+        old = args.write.read_text(encoding="utf-8") if args.write.is_file() else ""
+        _, heading, rest = old.partition("\n## ")  # what wire_blocks.py wrote stays
+        args.write.write_text("\n".join([*head, *lines]) + f"\n{heading}{rest}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -88,6 +88,16 @@ def check_table(_device: str) -> None:
     assert launched == {name for names in launches.values() for name in names}
 
 
+def test_rows_of_the_wire_come_back_to_their_parameters() -> None:
+    """``bench/wire_blocks.py`` rounds rows as they lie in the buffer; every value is near what it was."""
+    with mock.patch.object(sys, "path", [str(BENCH), *sys.path]):
+        bench = importlib.import_module("wire_blocks")
+    rows = [torch.randn(3, *shape) for shape in ((5, 7), (130,), (1,))]
+    for piece, bf16, fp8 in zip(rows, bench.rounded(rows, "bf16"), bench.rounded(rows, "fp8"), strict=True):
+        assert torch.equal(bf16, piece.bfloat16().float())
+        torch.testing.assert_close(fp8, piece, rtol=2**-4, atol=2**-8)
+
+
 def test_every_row_runs_with_the_twins() -> None:
     with bench_gpu() as gpu:
         check_lines(gpu.measure(tiny(gpu)))
