@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_moo.experiment.page_parts import contrast_text, number, p_text, paragraph, table
+from megatron_moo.experiment.page_parts import chance, contrast_text, notes, number, p_text, paragraph, table
 from megatron_moo.experiment.page_studies import study_part
+from megatron_moo.experiment.page_trial import first_attempt_part, trial_part
+from megatron_moo.experiment.page_verdict import placebo_text, verdict_part
 from megatron_moo.experiment.planner import Cell, Planner, score
-from megatron_moo.experiment.results import Compared, compare, finished, paired, values
+from megatron_moo.experiment.results import Compared, compare, finished, near_uniform, paired, values
 from megatron_moo.experiment.rows import LR_GRID, PRIMARY, TUNING_SEEDS, Row, weight_candidates
 from megatron_moo.experiment.setting import SEEN, UNSEEN, Setting
-from megatron_moo.experiment.statistics import mean_interval
+from megatron_moo.experiment.statistics import EXACT, mean_interval
 from megatron_moo.experiment.studies import Study
 
 
@@ -34,134 +36,116 @@ def write_page(
         train_bytes: training text per language.
         studies: other settings with their finished cells.
     """
-    parts = [_head(planner, budget, train_bytes)]
+    setting: Setting = budget.setting
+    parts = ["# Results", _written(planner, budget)]
     reference = planner.best_baseline()
     if reference is None or not finished(planner, reference):
         parts.append("The baselines are not tuned yet: nothing is reported. The same command goes on.")
+        parts.append(_what(setting, train_bytes))
     else:
         rows = compare(planner, reference)
         parts += [
-            _primary(rows, reference),
+            verdict_part(planner, rows, reference, setting),
+            _what(setting, train_bytes),
             _main(planner, rows, reference),
+            _far(rows, reference),
+            trial_part(planner),
             _languages(rows, reference),
-            _asides(planner, rows),
+            _asides(rows),
             _conflict(rows),
             _descent(rows),
         ]
     parts += [part for study, its in studies if (part := study_part(study, its))]
     parts.append(_tuning(planner))
-    if aside := _set_aside(planner):
+    if aside := first_attempt_part(planner):
         parts.append(aside)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _head(planner: Planner, budget: Any, train_bytes: Mapping[str, int]) -> str:
-    s: Setting = budget.setting
+def _written(planner: Planner, budget: Any) -> str:
     seconds = [float(result["seconds"]) for result in planner.done.values()]
-    sizes = ", ".join(f"{tag} {size / 1000:,.0f} kB" for tag, size in train_bytes.items())
-    opening = (
+    return paragraph(
         f"Written by `make experiment BUDGET={budget.name}` from {len(seconds)} finished cells "
         f"({sum(seconds) / 60:.0f} minutes of training in one process on a CPU); about {planner.left()} "
         f"cells of the plan are not done. Up to {len(planner.seeds)} seeds."
     )
-    caution = (
-        "**This does not test the paper's claims**, which are about 8B models. A model this small is "
-        f"where interference between languages is largest, the text is software help, and {s.steps} steps "
-        "are the beginning of a training run. [examples/paper](../examples/paper/README.md) is the run "
-        "that would test them."
-    )
+
+
+def _what(s: Setting, train_bytes: Mapping[str, int]) -> str:
+    sizes = ", ".join(f"{tag} {size / 1000:,.0f} kB" for tag, size in train_bytes.items())
+    windows = s.valid_windows // 2
     cell = (
-        f"A cell is one training run: a byte-level GPT of {s.layers} layers of width {s.hidden} (168 "
-        f"thousand parameters), {s.steps} steps of {s.tokens_per_step:,} bytes ({len(SEEN)} languages x "
-        f"{s.micro_batch} sequences x {s.seq}), AdamW, clipping at {s.clip:g}, warm-up and cosine. The "
-        "loop gives the losses of `megatron-moo train` for the same recipe to 1e-5 "
+        f"A cell is one training run: a byte-level GPT of {s.layers} layers of width {s.hidden} "
+        f"({s.parameters() / 1000:.0f} thousand parameters), {s.steps} steps of {s.tokens_per_step:,} bytes "
+        f"({len(SEEN)} languages x {s.micro_batch} sequences x {s.seq}), AdamW, clipping at {s.clip:g}, warm-up and "
+        "cosine. The loop gives the losses of `megatron-moo train` for the same recipe to 1e-5 "
         "(tests/end_to_end/test_experiment.py). Every row sees the same number of bytes; rows of one seed "
         "start from the same weights, and rows with one language per lane see the same batches. Training "
         f"text is capped so that languages differ in size: {sizes}. Unseen: {', '.join(UNSEEN)}."
     )
     reading = (
-        f"Losses are nats per byte over {s.valid_windows // 2} held-out windows per language; as many "
+        f"Losses are nats per byte over {windows} held-out windows per language; as many "
         f"other windows, and other seeds ({', '.join(map(str, TUNING_SEEDS))}), chose learning rates and "
         "weights. Differences are row minus reference, paired by seed: below 0 is better. Brackets are 95 "
-        "% intervals that invert the sign-flip test; p is exact."
+        f"% intervals that invert the sign-flip test; p is exact: it counts all 2^n patterns of signs (up to {EXACT} "
+        f"pairs). Intervals are over seeds, that is initial weights and batches, on one fixed set of windows "
+        f"({windows} x {s.seq} bytes a language): what other text would change is not in them."
     )
-    return "\n\n".join(["# Results", *map(paragraph, (opening, caution, cell, reading))])
-
-
-def _primary(rows: Sequence[Compared], reference: Row) -> str:
-    found = next((item for item in rows if item.row.name == PRIMARY), None)
-    lines = [
-        "## The primary contrast",
-        "",
-        paragraph(
-            f"Fixed before the run (`megatron_moo/experiment/rows.py`): `{PRIMARY}` against the best tuned "
-            f"baseline, which tuning says is `{reference.name}` ({reference.label}), on the mean loss of "
-            "the seen languages."
-        ),
-        "",
-    ]
-    if found is None or found.seen is None:
-        return "\n".join([*lines, "No pair of cells is finished."])
-    c = found.seen
-    if c.p >= 0.05:
-        verdict = "No difference is shown at the 5 % level."
-    else:
-        verdict = "It is better." if c.mean < 0 else "It is worse."
-    lines.append(
-        f"**{contrast_text(c)} nats per byte over {c.pairs} paired seeds, p = {p_text(c.p)}. {verdict}**"
-    )
-    for what, other in (("unseen languages", found.unseen), ("the worst seen language", found.worst)):
-        if other is not None:
-            lines.append(f"On {what}: {contrast_text(other)} (not part of the contrast, no correction).")
-    return "\n".join(lines)
+    return "\n\n".join(["## What was run", paragraph(cell), paragraph(reading)])
 
 
 def _main(planner: Planner, rows: Sequence[Compared], reference: Row) -> str:
     body = []
     for item in rows:
-        seen, unseen = (values(item.finished, what).values() for what in ("seen", "unseen"))
-        mine = item.row.name == PRIMARY
+        mine, base = item.row.name == PRIMARY, item.row.name == reference.name
         body.append(
             [
                 f"**{item.row.label}**" if mine else item.row.label,
                 f"{item.lr:g}" + ("†" if item.edge else ""),
                 f"{len(item.finished)}",
-                number(*mean_interval(list(seen))),
-                "reference" if item.row.name == reference.name else contrast_text(item.seen),
+                number(*mean_interval(list(values(item.finished, "seen").values()))),
+                "reference" if base else contrast_text(item.seen),
                 "" if item.seen is None else p_text(item.seen.p),
-                "" if mine or item.adjusted is None else p_text(item.adjusted),
-                number(*mean_interval(list(unseen))),
-                contrast_text(item.unseen),
-                contrast_text(item.worst),
+                "primary" if mine else "" if item.adjusted is None else p_text(item.adjusted),
             ]
         )
-    head = [
-        "row",
-        "lr",
-        "seeds",
-        "seen",
-        "difference",
-        "p",
-        "Holm",
-        "unseen",
-        "difference",
-        "worst: difference",
+    head = ["row", "lr", "seeds", "seen", "difference", "p", "Holm"]
+    said = [
+        f"Reference: {reference.label}. ± is Student's 95 % interval over seeds. The primary row is no part of Holm's "
+        "correction. † the best learning rate is an end of the grid.",
+        *notes(planner, rows, reference, PRIMARY, ", since the budget was spent"),
     ]
-    notes = [
-        f"Reference: {reference.label}. ± is Student's 95 % interval over seeds. Holm's correction is over "
-        "all rows but the primary one. † the best learning rate is an end of the grid."
-    ]
-    short = [item.row.name for item in rows if len(item.finished) < len(planner.seeds)]
-    if short:
-        notes.append(
-            f"Fewer seeds than planned, since the budget was spent: {', '.join(short)}. With n pairs p "
-            "cannot be below 2 / 2^n: five pairs cannot reach 5 %."
-        )
-    missing = [row.name for row in planner.rows if row.name not in {item.row.name for item in rows}]
-    if missing:
-        notes.append(f"Not run: {', '.join(missing)}.")
-    return "\n".join(["## All rows", "", table(head, body), "", paragraph(" ".join(notes))])
+    return "\n".join(["## All rows", "", table(head, body), "", paragraph(" ".join(said))])
+
+
+def _far(rows: Sequence[Compared], reference: Row) -> str:
+    base = next(item for item in rows if item.row.name == reference.name).finished
+    near = near_uniform(base)
+    far = tuple(tag for tag in UNSEEN if tag not in near)
+    body = []
+    for item in rows:
+        other = item.row.name != reference.name
+        line = [
+            f"**{item.row.label}**" if item.row.name == PRIMARY else item.row.label,
+            f"{len(item.finished)}",
+            number(*mean_interval(list(values(item.finished, "unseen").values()))),
+            contrast_text(item.unseen) if other else "reference",
+        ]
+        if near and far:
+            line.append(contrast_text(paired(item.finished, base, far)) if other else "reference")
+        line += [
+            number(*mean_interval(list(values(item.finished, "worst").values()))),
+            contrast_text(item.worst) if other else "reference",
+        ]
+        body.append(line)
+    head = ["row", "seeds", "unseen", "difference"]
+    head += [f"without {', '.join(near)}: difference"] if near and far else []
+    head += ["worst seen", "difference"]
+    text = f"{chance(base, reference, near)} No correction for several tests."
+    return "\n".join(
+        ["## Unseen languages and the worst seen one", "", table(head, body), "", paragraph(text)]
+    )
 
 
 def _languages(rows: Sequence[Compared], reference: Row) -> str:
@@ -177,10 +161,10 @@ def _languages(rows: Sequence[Compared], reference: Row) -> str:
     return "\n".join(["## Per language", "", table(["", reference.name, *names], body)])
 
 
-def _asides(planner: Planner, rows: Sequence[Compared]) -> str:
+def _asides(rows: Sequence[Compared]) -> str:
     by_name = {item.row.name: item.finished for item in rows}
     pairs = (
-        ("placebo", PRIMARY, "Is the gain about languages? Placebo minus primary (near 0: no)"),
+        ("placebo", PRIMARY, "Placebo minus primary"),
         (
             "mean",
             "mixed",
@@ -207,8 +191,11 @@ def _asides(planner: Planner, rows: Sequence[Compared]) -> str:
                     [question, f"{seen.pairs}", contrast_text(seen), p_text(seen.p), contrast_text(unseen)]
                 )
     text = "Not corrected for their number: they explain the table above and decide nothing."
-    head = ["", "seeds", "seen", "p", "unseen"]
-    return "\n".join(["## Questions beside it", "", text, "", table(head, body)])
+    head = ["", "pairs", "seen", "p", "unseen"]
+    parts = ["## Questions beside it", "", text, "", table(head, body)]
+    if said := placebo_text(rows):
+        parts += ["", paragraph(said)]
+    return "\n".join(parts)
 
 
 def _mean(item: Compared, part: str, key: str) -> float | None:
@@ -256,7 +243,8 @@ def _descent(rows: Sequence[Compared]) -> str:
         "What the step that Adam really applied (momentum, clipping and weight decay included) does to "
         "the loss of each language's own batch to first order: fall per step in thousandths of a nat per "
         "byte, mean over the run; the worst language of each step; the share of (step, language) that it "
-        "raises, and the same share for the method's direction before Adam."
+        "raises, and the same share for the method's direction before Adam. Rows of mixed batches are not here: their "
+        "step has one gradient, not one per language. Nor is the placebo: its groups are no languages."
     )
     head = ["row", *SEEN, "mean", "worst", "raised by Adam's step", "by d"]
     return "\n".join(
@@ -275,13 +263,11 @@ def _tuning(planner: Planner) -> str:
             cells.append(f"**{text}**" if text and chosen is not None and chosen[0] == lr else text)
         if any(cells):
             body.append([row.label, *cells])
-    lines = [
-        "## Tuning",
-        "",
-        "Mean loss of the seen languages on the tuning windows, seed by seed (of fixed weights: the best candidate's); "
-        "the pick in bold.",
-        "",
-    ]
+    text = (
+        "Mean loss of the seen languages on the tuning windows, seed by seed (of fixed weights: the best candidate's, "
+        "at the learning rate of `mean` only); the pick in bold."
+    )
+    lines = ["## Tuning", "", paragraph(text), ""]
     lines.append(table(["row", *(f"lr {lr:g}" for lr in LR_GRID)], body))
     fixed = next((row for row in planner.rows if row.weights), None)
     chosen = None if fixed is None else planner.pick(fixed)
@@ -301,26 +287,3 @@ def _tuned_score(planner: Planner, row: Row, lr: float, seed: int) -> float | No
         if isinstance(cell, Cell) and (cell.row, cell.lr, cell.seed) == (row.name, lr, seed)
     ]
     return min(known) if known else None
-
-
-def _set_aside(planner: Planner) -> str:
-    """Cells whose seed belongs to no part of the present protocol; empty without any."""
-    cells = [cell for cell in planner.done if cell.seed not in (*TUNING_SEEDS, *planner.seeds)]
-    groups: dict[tuple[str, float, int], dict[int, Mapping[str, Any]]] = {}
-    for cell in cells:
-        groups.setdefault((cell.row, cell.lr, cell.candidate), {})[cell.seed] = planner.done[cell]
-    mean = next((found for (row, _, _), found in groups.items() if row == "mean"), {})
-    body = []
-    for (row, lr, _), found in groups.items():
-        level = mean_interval(list(values(found, "seen").values()))
-        difference = "" if row == "mean" else contrast_text(paired(found, mean, "seen"))
-        body.append([row, f"{lr:g}", f"{len(found)}", number(*level), difference])
-    if not body:
-        return ""
-    text = (
-        "Two tuning seeds chose these learning rates (and fixed weights); what they put first came last on the "
-        "reported seeds. The protocol above took more tuning seeds and new seeds to report; these cells count for "
-        "nothing in it."
-    )
-    head = ["row", "lr", "seeds", "seen", "difference to mean"]
-    return "\n".join(["## A first attempt, set aside", "", paragraph(text), "", table(head, body)])

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from megatron_moo.experiment.page_parts import contrast_text, number, p_text, paragraph, table
+from megatron_moo.experiment.page_parts import (
+    chance,
+    contrast_text,
+    notes,
+    number,
+    p_text,
+    paragraph,
+    table,
+    verdict,
+)
 from megatron_moo.experiment.planner import Planner
-from megatron_moo.experiment.results import compare, finished, paired, values
+from megatron_moo.experiment.results import compare, finished, near_uniform, paired, values
 from megatron_moo.experiment.rows import PRIMARY
+from megatron_moo.experiment.setting import UNSEEN
 from megatron_moo.experiment.statistics import mean_interval
 from megatron_moo.experiment.studies import Study
 
@@ -15,9 +25,10 @@ def study_part(study: Study, planner: Planner) -> str:
     reference = planner.best_baseline()
     if reference is None or not finished(planner, reference):
         return ""
-    rows = compare(planner, reference)
+    rows = compare(planner, reference, primary=None)
     base = next(item for item in rows if item.row.name == reference.name).finished
-    rare = study.setting.rare
+    near, rare = near_uniform(base), study.setting.rare
+    far = tuple(tag for tag in UNSEEN if tag not in near)
     body = []
     for item in rows:
         other = item.row.name != reference.name
@@ -28,24 +39,32 @@ def study_part(study: Study, planner: Planner) -> str:
             number(*mean_interval(list(values(item.finished, "seen").values()))),
             contrast_text(item.seen) if other else "reference",
             "" if item.seen is None else p_text(item.seen.p),
+            "" if item.adjusted is None else p_text(item.adjusted),
             contrast_text(item.unseen),
         ]
+        if near and far:
+            line.append(contrast_text(paired(item.finished, base, far)) if other else "")
         if rare is not None:
             line.append(contrast_text(paired(item.finished, base, rare[0])) if other else "")
         body.append(line)
-    head = ["row", "lr", "seeds", "seen", "difference", "p", "unseen: difference"]
+    head = ["row", "lr", "seeds", "seen", "difference", "p", "Holm", "unseen: difference"]
+    head += [f"without {', '.join(near)}"] if near and far else []
     head += [] if rare is None else [f"{rare[0]}: difference"]
     seconds = sum(float(result["seconds"]) for result in planner.done.values())
-    notes = (
+    seeds = (
+        "one tuning seed" if len(planner.tuning_seeds) == 1 else f"{len(planner.tuning_seeds)} tuning seeds"
+    )
+    said = [
         f"{len(planner.done)} cells, {seconds / 60:.0f} minutes; about {planner.left()} cells of the plan are not "
-        "done. "
-        f"Learning rates are from the same grid, on one tuning seed. Reference: {reference.label}, the best tuned "
-        "baseline here. p is not corrected for the number of rows: this part explores. † the best learning rate is an "
-        "end of the grid."
-    )
-    missing = [row.name for row in planner.rows if row.name not in {item.row.name for item in rows}]
-    if missing:
-        notes += f" Not run: {', '.join(missing)}."
-    return "\n".join(
-        [f"## {study.title}", "", paragraph(study.text), "", table(head, body), "", paragraph(notes)]
-    )
+        f"done. Learning rates are from the same grid, on {seeds}. Reference: {reference.label}, the best tuned "
+        "baseline here. No contrast was fixed for it: this part explores, and Holm's correction is over all its rows. "
+        "† the best learning rate is an end of the grid.",
+        *notes(planner, rows, reference, None, ""),
+        chance(base, reference, near),
+    ]
+    parts = [f"## {study.title}", "", paragraph(study.text), ""]
+    own = next((item.seen for item in rows if item.row.name == PRIMARY), None)
+    if own is not None:
+        told = f"`{PRIMARY}` minus `{reference.name}`, seen: {contrast_text(own)} over {own.pairs} pairs"
+        parts += [paragraph(f"**{told}, p = {p_text(own.p)}. {verdict(own)}**"), ""]
+    return "\n".join([*parts, table(head, body), "", paragraph(" ".join(said))])

@@ -36,6 +36,7 @@ def _rows(*names: str) -> tuple[Row, ...]:
 
 
 _EVERY = 400_000
+_LARGER = replace(Setting(), layers=4, hidden=128, ffn=344)
 STUDIES = {
     study.name: study
     for study in (
@@ -61,8 +62,10 @@ STUDIES = {
         Study(
             "larger",
             "With a larger model",
-            "Four layers of width 128 (about five times as many parameters), everything else as above.",
-            replace(Setting(), layers=4, hidden=128, ffn=344),
+            f"{_LARGER.layers} layers of width {_LARGER.hidden} ({_LARGER.parameters() / 1000:.0f} thousand "
+            f"parameters, {_LARGER.parameters() / Setting().parameters():.1f} times as many), everything else as "
+            "above.",
+            _LARGER,
             _rows("mean", "mixed", "fixed", "cagrad-layer", "placebo", "cagrad-model"),
         ),
     )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import numpy as np
 import pytest
 from scipy import stats
 
-from megatron_moo.experiment.statistics import contrast, holm, interval, mean_interval, sign_flip
+from megatron_moo.experiment.statistics import (
+    contrast,
+    holm,
+    interval,
+    mean_interval,
+    sign_flip,
+    smallest_p,
+)
 
 
 def _differences(count: int, seed: int, shift: float = 0.3) -> list[float]:
@@ -30,12 +35,39 @@ def test_smallest_p_of_five_and_ten_pairs() -> None:
     assert sign_flip([0.0, 0.0]) == 1.0
 
 
-def test_many_pairs_are_drawn_and_near_exact() -> None:
-    d = _differences(18, 4, shift=0.25)
-    exact = np.mean(
-        [abs(np.dot(s, d)) >= abs(sum(d)) - 1e-12 for s in product([-1.0, 1.0], repeat=18)]
-    )  # fmt: skip
-    assert sign_flip(d) == pytest.approx(exact, abs=0.006)
+def test_twenty_pairs_are_counted_exactly() -> None:
+    """p of differences 1..20 with small ones turned: counted by dynamic programming over whole numbers."""
+    values, turned = range(1, 21), {1, 2, 3, 5, 8, 9}
+    d = [-value if value in turned else value for value in values]
+    ways = {0: 1}
+    for value in values:
+        more: dict[int, int] = {}
+        for total, count in ways.items():
+            for sign in (-1, 1):
+                more[total + sign * value] = more.get(total + sign * value, 0) + count
+        ways = more
+    exact = sum(count for total, count in ways.items() if abs(total) >= abs(sum(d))) / 2**20
+    assert sign_flip([float(value) for value in d]) == exact
+    found = contrast(dict(enumerate(map(float, d))), dict.fromkeys(range(20), 0.0))
+    assert found.exact and found.p == exact and (found.low > 0) == (exact < 0.05)
+    assert sign_flip([1.0 + i for i in range(20)]) == smallest_p(20) == 2 / 2**20
+
+
+def test_more_pairs_than_are_counted_say_so() -> None:
+    one = dict(enumerate(_differences(30, 4, shift=0.6)))
+    found = contrast(one, dict.fromkeys(one, 0.0))
+    assert not found.exact and 0 < found.p < 0.05 < found.low + 0.5
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_diverged_run_is_refused(bad: float) -> None:
+    one = {seed: 1.0 + seed for seed in range(8)}
+    with pytest.raises(ValueError, match="not finite"):
+        contrast({**one, 3: bad}, dict.fromkeys(one, 0.5))
+    with pytest.raises(ValueError, match="not finite"):
+        sign_flip([1.0, bad])
+    with pytest.raises(ValueError, match="not finite"):
+        interval([1.0, bad])
 
 
 @pytest.mark.parametrize("count", [6, 8, 10])
@@ -75,6 +107,9 @@ def test_holm_by_hand() -> None:
     found = holm({"a": 0.04, "b": 0.01, "c": 0.03, "d": 0.02})
     assert found == pytest.approx({"a": 0.06, "b": 0.04, "c": 0.06, "d": 0.06})
     assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+    # Five were planned: .01 * 5, .02 * 4, .03 * 3, .04 * 2; what is not finished counts as p = 1 behind them.
+    found = holm({"a": 0.04, "b": 0.01, "c": 0.03, "d": 0.02}, family=5)
+    assert found == pytest.approx({"a": 0.09, "b": 0.05, "c": 0.09, "d": 0.08})
 
 
 def test_mean_interval_is_scipys() -> None:

@@ -74,7 +74,11 @@ def test_the_page_shows_a_study(tmp_path: Path) -> None:
     part = text.split(f"## {study.title}")[1].split("\n## ")[0]
     line = next(line for line in part.splitlines() if "**cagrad, block layer**" in line)
     assert line.count("[-0.10") == 3 and "| 0.031 |" in line  # six pairs of one sign: 2 / 2^6
-    assert "this part explores" in part.replace("\n", " ")
+    assert f"| {(len(study.rows) - 1) * 2 / 2**6:.3f} |" in line  # Holm over all rows of the study
+    flat = part.replace("\n", " ")
+    assert "this part explores" in flat and "over 6 pairs, p = 0.031. It is better.**" in flat
+    assert "Holm's family is the 9 planned rows. With 6 pairs p cannot be below 0.031, and Holm's not" in flat
+    assert "log 256 = 5.545" in flat
     write_page(
         path,
         tmp_path,
@@ -84,6 +88,20 @@ def test_the_page_shows_a_study(tmp_path: Path) -> None:
         [(study, Planner({}, 6, study.rows))],
     )
     assert study.title not in path.read_text()
+
+
+def test_a_study_names_diverged_cells_and_how_large_its_model_is(tmp_path: Path) -> None:
+    study = STUDIES["larger"]
+    planner = _finished(study)
+    cell = next(cell for cell in planner.done if cell.row == "cagrad-model" and cell.seed == 12)
+    planner.done[cell]["valid"] = dict.fromkeys((*SEEN, *UNSEEN), float("nan"))
+    path = tmp_path / "results.md"
+    write_page(
+        path, tmp_path, Planner({}, 5), parse_budget("30m"), dict.fromkeys(SEEN, 1000), [(study, planner)]
+    )
+    text = " ".join(path.read_text().split())
+    assert "`cagrad-model` seed 12. Such cells are in no mean" in text
+    assert f"({study.setting.parameters() / 1000:.0f} thousand parameters, 4.9 times as many)" in text
 
 
 def test_lanes_and_mixed_batches_have_the_same_tokens(tmp_path: Path) -> None:

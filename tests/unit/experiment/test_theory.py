@@ -42,9 +42,12 @@ LINEAR: list[tuple[str, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("absent", [False, True])
 @pytest.mark.parametrize(("name", "options"), LINEAR)
-def test_1_linear_weights_do_not_see_blocks(name: str, options: dict[str, Any]) -> None:
+def test_1_linear_weights_do_not_see_blocks(name: str, options: dict[str, Any], absent: bool) -> None:
     rows = _rows(3)
+    if absent:  # 11: it holds there too
+        rows[:, 2, :3] = 0.0
     torch.testing.assert_close(
         _direction(name, rows, SPLIT, **options), _direction(name, rows, WHOLE, **options)
     )
@@ -90,6 +93,14 @@ def test_5_cagrad(k: int, c: float) -> None:
         d = _direction("cagrad", rows, sizes, c=c)
         torch.testing.assert_close((d - mean).norm(dim=1), c * mean.norm(dim=1), rtol=1e-6, atol=0.0)
         assert ((mean * d).sum(1) >= (1 - c) * mean.square().sum(1) - 1e-9).all()
+
+
+def test_5_an_undefined_block_stays_at_the_mean() -> None:
+    # Two rows of the first block cancel, and every point of its ball on the third's line serves them equally: by 0.
+    rows = torch.tensor([[[1.0, 0.0, 1.0], [-1.0, 0.0, 1.0], [0.0, 1.0, 1.0]]], dtype=torch.float64)
+    mean, d = rows.mean(1), _direction("cagrad", rows, (2, 1), c=0.5)
+    torch.testing.assert_close(d, torch.tensor([[0.0, 1 / 3, 1.5]], dtype=torch.float64))
+    assert float((d - mean).norm()) < 0.5 * float(mean.norm()) - 0.02
 
 
 def test_6_cagrad_can_raise_a_language() -> None:
@@ -151,6 +162,49 @@ def test_9_pcgrad_of_three_can_conflict() -> None:
     assert float(_serves(rows, _direction("pcgrad", rows, (2,))).min()) < -0.01
 
 
+def _small_language_model(vocabulary: int) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Embedding(vocabulary, 8),
+        torch.nn.TransformerEncoderLayer(8, 2, 16, 0.0, "gelu", batch_first=True),
+        torch.nn.LayerNorm(8),
+        torch.nn.Linear(8, vocabulary),
+    ).double()
+
+
+def test_10_every_language_touches_every_dense_parameter() -> None:
+    """So that dependence cuts nothing apart; only rows of the embedding are used by some languages alone (11)."""
+    model = _small_language_model(12)
+    gradients = []
+    for first in (0, 4, 8):  # three languages of four letters each
+        ids = first + torch.randint(4, (6, 10), generator=torch.Generator().manual_seed(first))
+        loss = torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        gradients.append(
+            dict(
+                zip(
+                    dict(model.named_parameters()),
+                    torch.autograd.grad(loss, [*model.parameters()]),
+                    strict=True,
+                )
+            )
+        )
+    for name in gradients[0]:
+        for gradient in gradients:
+            part = gradient[name]
+            assert float(part.norm()) > 1e-6, name
+            if name != "0.weight" and part.dim() == 2:  # single elements of a dense matrix too
+                assert bool((part != 0).all()), name
+    used = torch.stack([gradient["0.weight"].norm(dim=1) > 0 for gradient in gradients])
+    assert used.sum(0).tolist() == [1] * 12
+    # One part is the whole model, whose refined condition is the classical one; layers ask for less (4).
+    rows = torch.stack([torch.cat([part.flatten() for part in gradient.values()]) for gradient in gradients])[
+        None
+    ]
+    sizes = tuple(part.numel() for part in gradients[0].values())
+    whole = _direction("mgda", rows, (rows.shape[-1],)).norm()
+    assert float(_direction("mgda", rows, sizes).norm()) < float(whole)
+
+
 def test_11_an_absent_language_does_not_freeze_a_block() -> None:
     rows = _rows(3, 1)
     rows[:, 2, :3] = 0.0  # the third does not touch the first block
@@ -163,9 +217,58 @@ def test_11_an_absent_language_does_not_freeze_a_block() -> None:
     assert float((torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64) @ part[0]).norm()) == 0.0
 
 
+def test_11_what_fails_where_a_language_is_absent() -> None:
+    rows = torch.tensor([[[1.0, 5.0], [-1.0, 0.0]]], dtype=torch.float64)
+    d, whole = _direction("mgda", rows, (1, 1)), _direction("mgda", rows, (2,))
+    torch.testing.assert_close(d, torch.tensor([[0.0, 5.0]], dtype=torch.float64))
+    assert float(d.square().sum()) == pytest.approx(25.0)
+    assert float(_serves(rows, d)[0, 1]) == pytest.approx(0.0, abs=1e-9)  # against 2
+    assert float(whole.square().sum()) == pytest.approx(25 / 29)  # against 3
+    d, mean = _direction("cagrad", rows, (1, 1), c=0.5), rows.mean(1)
+    torch.testing.assert_close(d, torch.tensor([[0.0, 7.5]], dtype=torch.float64))
+    assert float((d - mean).norm()) == pytest.approx(5.0)  # against 5
+    assert 0.5 * float(mean.norm()) == pytest.approx(1.25)
+    rows = torch.tensor([[[1.0, 5.0, 0.0], [1.0, 0.0, 5.0]]], dtype=torch.float64)
+    blocks, whole = _direction("cagrad", rows, (1, 1, 1), c=0.5), _direction("cagrad", rows, (3,), c=0.5)
+    assert float(_serves(rows, blocks).min()) == pytest.approx(39.0)  # against 7
+    assert float(_serves(rows, whole).min()) <= 1.5 * float(rows.mean(1).square().sum()) + 1e-9 < 20.26
+
+
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_11_what_is_left_where_a_language_is_absent(k: int) -> None:
+    rows = _rows(k)
+    rows[:, -1, :3] = 0.0  # the last does not touch the first block
+    rows[:, 0, 7:] = 0.0  # nor the first the third
+    parts = rows.split(SPLIT, dim=-1)
+    d = _direction("mgda", rows, SPLIT)
+    touched = torch.stack([(part != 0).any(-1) for part in parts], -1)  # [cases, k, blocks]
+    squares = torch.stack([piece.square().sum(1) for piece in d.split(SPLIT, -1)], -1)
+    assert (_serves(rows, d) >= (touched * squares[:, None]).sum(-1) - 1e-9).all()
+    d, mean = _direction("cagrad", rows, SPLIT, c=0.5), rows.mean(1)
+    own = torch.cat(
+        [
+            part.sum(1) / there.sum(1, keepdim=True)
+            for part, there in zip(parts, touched.unbind(-1), strict=True)
+        ],
+        -1,
+    )
+    assert ((d - own).norm(dim=1) <= 0.5 * own.norm(dim=1) + 1e-9).all()
+    assert ((mean * d).sum(1) >= 0.5 * mean.square().sum(1) - 1e-9).all()
+    for name in ("upgrad", "dualproj", *(["pcgrad"] if k == 2 else [])):
+        assert (_serves(rows, _direction(name, rows, SPLIT)) >= -1e-7).all()
+
+
 def test_12_neither_condition_implies_the_other() -> None:
     # One shared parameter that is stationary, one expert that the first language alone touches.
     rows = torch.tensor([[[0.0, 1.0], [0.0, 0.0]]], dtype=torch.float64)
     on_the_second = torch.tensor([0.0, 1.0], dtype=torch.float64)
     assert float((on_the_second @ rows[0]).norm()) == 0.0  # Pareto stationary
     assert float(_direction("mgda", rows, (1, 1)).norm()) == pytest.approx(1.0)  # the expert moves on
+
+
+def test_12_the_other_direction() -> None:
+    """The coordinates of 4 beside an expert that the first language alone uses and that is at rest."""
+    rows = torch.tensor([[[1.0, 3.0, 0.0], [-3.0, -1.0, 0.0]]], dtype=torch.float64)
+    assert float(_direction("mgda", rows, (1, 1, 1)).norm()) == pytest.approx(0.0, abs=1e-9)  # every block
+    d = _direction("mgda", rows, (3,))
+    assert float(_serves(rows, d).min()) == pytest.approx(2.0)  # the model: a step serves both

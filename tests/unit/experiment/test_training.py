@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from megatron_moo.experiment.adam import Adam
 from megatron_moo.experiment.blocks import Blocks, bucket_names, combined, param_gramians
+from megatron_moo.experiment.cell import _whole
 from megatron_moo.experiment.gradients import GroupGradients
 from megatron_moo.experiment.measure import Measured
 from megatron_moo.experiment.setting import Setting
@@ -108,6 +109,24 @@ def test_rows_are_k_backward_passes() -> None:
         assert losses[k].item() == pytest.approx(loss, rel=1e-6)
         for piece, grad in zip(rows, grads, strict=True):
             torch.testing.assert_close(piece[k], grad, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_the_measured_step_is_the_step(empty: bool) -> None:
+    """Every tenth step takes its rows from halves of the batch: joined, they are the rows of the whole."""
+    torch.manual_seed(4)
+    model, batch, groups = Model(), _batch(3, 4), 3
+    if empty:  # the second half of the middle group is masked out, as a rare language's may be
+        batch["loss_mask"][6:8] = 0.0
+    gradients = GroupGradients(model)
+    expected, losses = gradients.rows(batch, groups)
+    halves, parts = gradients.rows(batch, 2 * groups)
+    assert all(torch.isfinite(piece).all() for piece in halves)
+    rows, joined = _whole(halves, parts, batch["loss_mask"])
+    torch.testing.assert_close(joined, losses, rtol=5e-7, atol=0)
+    for piece, other in zip(rows, expected, strict=True):
+        assert piece.shape == other.shape
+        torch.testing.assert_close(piece, other, rtol=0, atol=5e-7 * float(other.abs().max()))
 
 
 def test_a_parameter_of_another_kind_is_refused() -> None:
