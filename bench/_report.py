@@ -33,6 +33,7 @@ SETUPS: dict[str, tuple[Setup, bool]] = {
         (Setup("d4", dp=4, objectives=2, size="small", variants=_SWEEP), False),
         (Setup("d8", dp=8, objectives=2, size="small", variants=_SWEEP), False),
         (Setup("large", size="large", variants=_SWEEP), False),
+        (Setup("tied", size="tied", variants=_SWEEP), True),
     )
 }
 # Highest accepted ratio of wall time: setup, base, limit.

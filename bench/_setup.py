@@ -16,7 +16,8 @@ from typing import Any
 # ours: METHOD[/BLOCK[/DTYPE OF KEPT ROWS]].
 STOCK = ("plain", "fp32acc")
 ALONE = ("naive", "torchjd")
-SIZES = {"small": (6, 256, 704), "medium": (8, 512, 1408), "large": (8, 768, 2048)}
+SIZES = {"small": (6, 256, 704), "medium": (8, 512, 1408), "large": (8, 768, 2048), "tied": (4, 768, 2048)}
+TIED_VOCAB = 40_000
 _LIMIT_S = 3000
 
 
@@ -27,7 +28,7 @@ class Setup:
     Attributes:
         name: unique; names the file of raw results.
         dp: data-parallel ranks, also lanes.
-        size: key of :data:`SIZES` (layers, hidden size, MLP size).
+        size: key of :data:`SIZES` (layers, hidden size, MLP size); the embedding of ``tied`` is the head too.
         pairs: measured turns of every variant.
         memory: measure the peak memory of the only variant instead of times.
     """
@@ -53,8 +54,15 @@ class Setup:
             *("--num-layers", str(layers), "--hidden-size", str(hidden), "--ffn-hidden-size", str(ffn)),
             *("--num-attention-heads", "8", "--seq-length", "128", "--max-position-embeddings", "128"),
             *("--overlap-grad-reduce", "--ddp-bucket-size", "3000000", "--log-interval", "1000000"),
-            "--untie-embeddings-and-output-weights",
+            *self._embedding,
         )
+
+    @property
+    def _embedding(self) -> tuple[str, ...]:
+        """One large embedding that is the head too makes a bucket far larger than the asked size."""
+        if self.size == "tied":
+            return ("--vocab-size", str(TIED_VOCAB))
+        return ("--untie-embeddings-and-output-weights",)
 
     def dumps(self) -> str:
         return json.dumps(dataclasses.asdict(self))

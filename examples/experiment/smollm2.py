@@ -62,11 +62,13 @@ def moo(*words: str | Path) -> None:
 
 
 def trained(arm: str, steps: int) -> Path:
-    """The finished run of an arm, trained now or by an earlier call."""
+    """The finished run of an arm; one that an earlier call began goes on from its last checkpoint."""
     run = HOME / f"{arm}-{steps}"
     if not (ROOT / run / "report.html").is_file():
-        interval = ("--train-iters", str(steps), "--eval-interval", str(steps), "--save-interval", str(steps))
-        moo("train", "examples/experiment/smollm2.yaml", *ARMS[arm], *interval, "--run-dir", run)
+        moo(
+            "train", "examples/experiment/smollm2.yaml", *ARMS[arm], "--train-iters", str(steps), "--eval-interval",
+            str(steps), "--save-interval", str(max(1, steps // 3)), "--run-dir", run,
+        )  # fmt: skip
     return run
 
 
@@ -95,7 +97,7 @@ def analysed(run: Path) -> list[dict[str, Any]]:
     """Representations of the model before training and after it, the same sentences."""
     out = ROOT / run / "analysis"
     if not (out / "analysis.json").is_file():
-        words = ("--text", HOME / "valid", "--sentences", "60", "--tokens", "48")
+        words = ("--text", HOME / "valid", "--sentences", "40", "--tokens", "32")
         moo("analyze", run, "--against", HOME / "hf", *words)
     found: list[dict[str, Any]] = json.loads((out / "analysis.json").read_text(encoding="utf-8"))["models"]
     return found
@@ -166,7 +168,7 @@ def _row(name: str, before: float, mean: float, cagrad: float) -> str:
 def main() -> int:
     """Train both arms, measure, write or print the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=200, help="of either arm (default: 200)")
+    parser.add_argument("--steps", type=int, default=150, help="of either arm (default: 150)")
     parser.add_argument("--bytes", type=int, default=8000, help="of held-out English text (default: 8000)")
     parser.add_argument("--write", type=Path, help="where the page goes (default: printed)")
     args = parser.parse_args()
