@@ -23,7 +23,7 @@ def difference_section(both: Both) -> Section:
         "pairs of one seed: left of the line it is better. Heavy: mean difference, with a 95 % bootstrap interval "
         "over pairs; faint: the pairs themselves. No interval is corrected for the number of rows or recipes, and none "
         "says anything about other data, sizes or lengths of training. Worst seen: each run's highest value; bits per "
-        "byte are comparable between models, not between scripts, so that it may always be a script of short letters."
+        "byte are comparable between models, not between scripts: which language is worst may say more of its script."
     )
     figures = [_forest(both, arm, i) for i, arm in enumerate(both.arms[1:])]
     return Section("difference", "Differences", lead, (*figures, _difference_table(both)))

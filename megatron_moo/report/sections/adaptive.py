@@ -34,8 +34,8 @@ def changes_figure(room: Room) -> Markup | None:
         "blocks-changed",
         "Blocks split and merged",
         "--moo-block auto",
-        "Blocks start as layers. One is split where a pair of languages is in conflict in a part and not in the whole, "
-        "neighbours without any conflict are merged; conflict counts beyond two standard errors.",
+        "Blocks start as layers. One is split where a pair of languages is in conflict in a part, and more so than in "
+        "the whole; neighbours are merged where every pair agrees.",
         wide=True,
     )
     rows = list(_rows(events))
