@@ -25,7 +25,7 @@ class Case:
     ``poison_until``.
     ``weights`` says where the initial values come from: parameter ``names`` or a tiny Llama of ``transformers``.
     ``turn`` moves every objective to another lane, ``ragged`` masks a different number of tokens everywhere.
-    ``together`` puts equal objectives side by side.
+    ``together`` puts equal objectives side by side. ``data_of`` gives every step the data of that one.
     ``dp`` counts data-parallel ranks; the world is tp x pp x cp x dp. Flags beyond the layout go to ``flags``.
     """
 
@@ -58,6 +58,7 @@ class Case:
     exchange: str = "flat"
     ranks_per_node: int | None = None
     together: bool = False
+    data_of: int | None = None
     poison: tuple[int, ...] = ()
     poison_with: float = float("nan")
     poison_from: int = 0
@@ -184,7 +185,8 @@ def batch(
     objective = assignment[slot][lane]
     earlier = [other for row in assignment for other in row][: slot * case.lanes + lane]
     # Data belongs to (objective, occurrence), not to the rank that computes it.
-    place = ((step * case.objectives + objective) * 8 + earlier.count(objective)) * case.peers + peer
+    data = step if case.data_of is None else case.data_of
+    place = ((data * case.objectives + objective) * 8 + earlier.count(objective)) * case.peers + peer
     generator = torch.Generator().manual_seed(case.seed * 100_003 + place * 101 + micro_batch)
     # Objectives use different, overlapping parts of the vocabulary, so that their gradients differ.
     low = objective * (VOCAB // 2) // max(1, case.objectives)
