@@ -59,14 +59,24 @@ def _table(room: Room, found: Mapping[str, Any]) -> Markup:
     languages = found["languages"]
     cloze = any(mapping(item.get("cloze")) for item in languages.values())
     harness = any(mapping(item.get("lm_eval")) for item in languages.values())
-    headings = ["language", "nats per token", "bits per byte", "perplexity", "kB"]
+    against = found.get("relative_to")
+    relative = any(math.isfinite(number(item.get("relative"))) for item in languages.values())
+    headings = ["language", "", "nats per token", "bits per byte", "perplexity", "kB"]
+    headings += [f"nats of the text, {against} = 1"] if relative else []
     headings += ["cloze", "95 %", "cloze, raw"] if cloze else []
     headings += ["lm-eval acc_norm", "lm-eval acc"] if harness else []
     rows = [
-        TableRow(tag, tuple(_cells(item, cloze, harness)), room.colours.get(tag, ""))
+        TableRow(
+            tag, (Cell(_part(room, tag)), *_cells(item, cloze, harness, relative)), room.colours.get(tag, "")
+        )
         for tag, item in languages.items()
     ]
-    words = ["Perplexity is per token, so it compares between models of one tokenizer only."]
+    words = [
+        "Perplexity is per token, so it compares between models of one tokenizer only; bits per byte are comparable "
+        "between models, not between scripts."
+    ]
+    if relative:
+        words.append(f"Nats of the text: the same text in every language, as a multiple of {against}'s.")
     if cloze:
         words.append("Cloze: by log-probability per character, with Wilson's interval; raw: by its sum.")
     length = number(found.get("seq_length"))
@@ -74,11 +84,18 @@ def _table(room: Room, found: Mapping[str, Any]) -> Markup:
     return table(Figure("eval-table", "Evaluation table", unit, " ".join(words), wide=True), headings, rows)
 
 
-def _cells(item: Mapping[str, Any], cloze: bool, harness: bool) -> list[Cell]:
+def _part(room: Room, tag: str) -> str:
+    """Whether the run trained on a language, as far as its validation says."""
+    return "seen" if tag in room.summary.seen else "unseen" if tag in room.summary.unseen else ""
+
+
+def _cells(item: Mapping[str, Any], cloze: bool, harness: bool, relative: bool) -> list[Cell]:
     cells = [_decimals(item.get("loss"), 4), _decimals(item.get("bits_per_byte"), 4)]
     perplexity = number(item.get("perplexity"))
     cells.append(Cell(units.significant(perplexity, 4), perplexity))
     cells.append(_decimals(number(item.get("bytes")) / 1000, 0))
+    if relative:
+        cells.append(_decimals(item.get("relative"), 3))
     if cloze:
         told = mapping(item.get("cloze"))
         low, high = _ends(told)

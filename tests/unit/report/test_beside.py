@@ -29,12 +29,34 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
 
 
 def test_evaluation_has_its_numbers(page: Page) -> None:
-    assert " de 3.0000 2.5000 14.8 4 0.400 0.200 to 0.600 0.300 " in page.words("eval-table")
+    assert " de seen 3.0000 2.5000 14.8 4 0.400 0.200 to 0.600 0.300 " in page.words("eval-table")
     assert "windows of 128 tokens" in page.words("eval-table")
     rows = {row["n"]: row["s"] for row in page.data("eval-cloze")["forest"]}
     assert rows["ko"] == [["ko", "0.450", "0.200 … 0.600"]]
     assert "first words in en and <b>then</b>" in page.words("eval-samples")
     assert "checkpoint of step 8; the run has gone on to step 12 since." in page.words()
+
+
+def test_the_same_text_is_what_compares_between_scripts(tmp_path: Path) -> None:
+    run_dir = write_beside(small(tmp_path / "mine"))
+    told = evaluation(TAGS)
+    told["relative_to"] = "en"
+    for i, item in enumerate(told["languages"].values()):
+        item["relative"] = 1 + 0.25 * i
+    (run_dir / "eval.json").write_text(json.dumps(told))
+    layers = analysis("mine", TAGS, 3)
+    for layer in layers["models"][0]["layers"]:
+        layer["cka_chance"] = 0.1 * layer["layer"]
+    for layer in layers["between"]:
+        layer["chance"] = 0.2
+    (run_dir / "analysis" / "analysis.json").write_text(json.dumps(layers))
+    page = Page(write_report(run_dir))
+    assert "nats of the text, en = 1" in page.words("eval-table")
+    assert " ko unseen 4.0000 3.5000 22.2 4 1.500 " in page.words("eval-table")
+    assert "between models, not between scripts" in page.words("eval-table")
+    chance = {line["n"]: line["v"] for line in page.data("layer-cka")["s"]}["chance"]
+    assert chance == [0.0, 0.1, 0.2]
+    assert page.data("layer-between")["s"][1]["v"] == [0.2] * 3
 
 
 def test_representations_have_their_numbers(page: Page) -> None:
