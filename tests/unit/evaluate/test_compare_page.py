@@ -18,7 +18,7 @@ from megatron_moo.evaluate.compare import compare, read_run
 from megatron_moo.evaluate.compare_page import page_path, write_comparison
 from tests.unit.evaluate.paired import write_pairs
 from tests.unit.report.fake_beside import write_beside
-from tests.unit.report.fake_run import BLOCKS, SEEN, UNSEEN
+from tests.unit.report.fake_run import BLOCKS, SEEN, UNSEEN, FakeRun
 from tests.unit.report.html import Page
 
 PLOTS = {
@@ -323,6 +323,42 @@ def test_many_recipes_other_blocks_and_hostile_names(tmp_path: Path) -> None:
     assert names == [f"recipe {i} minus recipe 1" for i in (2, 3, 4, 5)]  # the sixth has other blocks
     assert len(page.data("cosine-difference")["frames"]) == 2 * 5  # the averages
     assert bad in page.words("difference-table")
+
+
+def test_what_one_side_did_not_measure_is_told(tmp_path: Path) -> None:
+    """A recipe without MOO's numbers, and another with more objectives than there is room for panels."""
+    many = tuple(f"l{i}" for i in range(35))
+    runs = write_pairs(tmp_path, seen=many, unseen=(), blocks=("a", "b"), steps=3, eval_every=1, seeds=(1, 2))
+    for run in runs:  # validations are what a comparison needs
+        lines = [FakeRun(seen=many, unseen=()).valid_record(3), *records(run)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = page_of(runs)
+    assert page.data("weights-time")["rows"] == list(many) and page.data("weights-time")["cols"] == [
+        "mean",
+        "cagrad",
+    ]
+    for run in runs[2:]:
+        lines = records(run)
+        for line in lines:
+            line.pop("moo", None)
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = page_of(runs)
+    for plot in ("cosine-matrix-1", "conflict-map-1", "weights-blocks-1", "stationarity-blocks-1"):
+        assert "Not measured" in page.words(plot)
+        assert "Not measured" not in page.words(plot.replace("-1", "-0"))
+    assert "No recipe has measured cosines" in page.words("cosine-difference")
+    assert "No recipe has the blocks" in page.words("conflict-map-difference")
+    assert "No recipe has the blocks" in page.words("weights-difference")
+    for run in runs[:2]:
+        lines = records(run)
+        for line in lines:
+            line.pop("moo", None)
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = page_of(runs)
+    assert "Not measured" in page.words("conflict-blocks") and "Not measured" in page.words(
+        "stationarity-end"
+    )
+    assert "NaN" not in page.text
 
 
 def test_where_the_page_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
