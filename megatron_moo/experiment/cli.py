@@ -73,7 +73,7 @@ def add_subcommands(subparsers: Any) -> None:
 def _experiment(args: argparse.Namespace) -> int:
     from megatron_moo.experiment.page import write_page
     from megatron_moo.experiment.rows import BY_NAME, ROWS
-    from megatron_moo.experiment.runner import run_cells
+    from megatron_moo.experiment.runner import fingerprints, run_cells
     from megatron_moo.experiment.studies import STUDIES
 
     budget = parse_budget(args.budget)
@@ -83,9 +83,11 @@ def _experiment(args: argparse.Namespace) -> int:
     mine = seconds if args.study == "main" else 0.0
     planner = run_cells(args.out, budget.setting, text, budget.seeds, mine, rows, _tell)
     studies = []
+    # Cells of another setting may be there without its corpus, which is then built to know them by.
+    foreign = len(fingerprints(args.out)) > 1
     for study in STUDIES.values() if budget.rows is None else ():
         its = seconds if args.study == study.name else 0.0
-        if its or (args.out / f"corpus-{study.name}").is_dir():
+        if its or foreign or (args.out / f"corpus-{study.name}").is_dir():
             other = _text(args, f"-{study.name}", study.setting)
             cells = run_cells(
                 args.out, study.setting, other, study.seeds, its, study.rows, _tell, study.tuning

@@ -111,17 +111,18 @@ def _others(planner: Planner, rows: Sequence[Compared], reference: Row) -> str:
         item for item in rows if item.row.name not in (PRIMARY, reference.name) and item.seen is not None
     ]
     passed = [item for item in tested if item.adjusted is not None and item.adjusted < LEVEL]
+    others = [item for item in tested if item not in passed]
     size = family(planner, reference)
-    text = f"Of the {size} other planned rows against `{reference.name}` on seen languages, after Holm's correction: "
-    for way, word in ((-1, "better"), (1, "worse")):
-        found = [item.row.name for item in passed if direction(item.seen) == way]
-        text += f"{word} {names(found) if found else 'none'}{', ' if way < 0 else '.'}"
-    hints = [(item.row.name, item.seen) for item in tested if item not in passed and item.seen is not None]
-    if any(direction(found) for _, found in hints):
-        better = [f"`{name}` {contrast_text(found)}" for name, found in hints if direction(found) < 0]
-        worse = [name for name, found in hints if direction(found) > 0]
-        text += " Others below 5 % without the correction: "
-        text += f"better {', '.join(better) or 'none'}, worse {names(worse) or 'none'}."
+    text = (
+        f"Of the {size} other planned rows against `{reference.name}` on seen languages, after Holm's correction: "
+        f"{_sides(passed)}."
+    )
+    if any(direction(item.seen) for item in others):
+        text += f" Below 5 % only without the correction: {_sides(others)}."
+    if any(
+        direction(item.seen) < 0 and not item.row.baseline and item.row.name != "placebo" for item in passed
+    ):
+        text += f" Only `{PRIMARY}` has a placebo: whether these gains are about languages was not tested."
     least = least_holm(rows, reference, size, PRIMARY)
     blind = [item for item in tested if item.seen is not None and least[item.seen.pairs] >= LEVEL]
     if blind:
@@ -129,6 +130,13 @@ def _others(planner: Planner, rows: Sequence[Compared], reference: Row) -> str:
     if len(tested) < size:
         text += f" {size - len(tested)} have no pairs yet and count as p = 1."
     return text
+
+
+def _sides(found: Sequence[Compared]) -> str:
+    """Those shown to be better, with their differences, and the names of those shown to be worse."""
+    better = [f"`{item.row.name}` {contrast_text(item.seen)}" for item in found if direction(item.seen) < 0]
+    worse = [item.row.name for item in found if direction(item.seen) > 0]
+    return f"better {', '.join(better) or 'none'}; worse {names(worse) or 'none'}"
 
 
 def _unseen(rows: Sequence[Compared], reference: Row) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -38,6 +39,13 @@ def read_cells(folder: Path, known: str) -> dict[Cell, dict[str, Any]]:
         if record["fingerprint"] == known:
             found[Cell(**record["cell"])] = record["result"]
     return found
+
+
+def fingerprints(folder: Path) -> set[str]:
+    """Of all cells in a folder, so that cells of other settings are not overlooked."""
+    path = folder / CELLS
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return set(re.findall(r'^{"fingerprint": "([0-9a-f]+)"', text, re.MULTILINE))
 
 
 def append_cell(folder: Path, known: str, cell: Cell, result: dict[str, Any]) -> None:

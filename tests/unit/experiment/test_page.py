@@ -98,6 +98,18 @@ def test_a_worse_primary_is_said(tmp_path: Path) -> None:
     assert "It is worse.**" in _part(page, "Verdict")
 
 
+def test_other_rows_that_pass_are_in_the_verdict(tmp_path: Path) -> None:
+    page, planner = _page(tmp_path, **{"pcgrad-layer": -0.1})
+    reference = planner.best_baseline()
+    assert reference is not None
+    found = next(item for item in compare(planner, reference) if item.row.name == "pcgrad-layer")
+    assert found.seen is not None and found.adjusted is not None and found.adjusted < 0.05
+    text = _part(page, "Verdict")
+    better = text.split("after Holm's correction: better ")[1].split("; worse ")
+    assert f"`pcgrad-layer` {found.seen.mean:+.4f} [" in better[0] and "mgda-layer" in better[1].split(".")[0]
+    assert "Only `cagrad-layer` has a placebo" in text
+
+
 def test_the_verdict_comes_first(tmp_path: Path) -> None:
     page, _ = _page(tmp_path)
     headings = re.findall(r"^## (.*)$", page, re.M)

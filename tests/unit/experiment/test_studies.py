@@ -14,7 +14,7 @@ from megatron_moo.experiment.corpus import Text, prepare
 from megatron_moo.experiment.page import write_page
 from megatron_moo.experiment.planner import Cell, Planner
 from megatron_moo.experiment.rows import BY_NAME, TUNING_SEEDS
-from megatron_moo.experiment.runner import fingerprint
+from megatron_moo.experiment.runner import append_cell, fingerprint, fingerprints
 from megatron_moo.experiment.setting import SEEN, UNSEEN, Setting
 from megatron_moo.experiment.studies import STUDIES, Study
 
@@ -50,6 +50,15 @@ def test_the_main_cells_keep_their_fingerprint() -> None:
         )
         == 3
     )
+
+
+def test_cells_of_other_settings_are_seen_without_their_corpus(tmp_path: Path) -> None:
+    assert fingerprints(tmp_path) == set()
+    for known in ("aa11", "aa11", "bb22"):
+        append_cell(tmp_path, known, Cell("mean", 1e-3, 11), {"seconds": 1.0})
+    with (tmp_path / "cells.jsonl").open("a") as out:
+        out.write('{"finger')  # a kill cut it off
+    assert fingerprints(tmp_path) == {"aa11", "bb22"}
 
 
 def test_a_rare_language_has_its_share() -> None:
