@@ -10,10 +10,12 @@ import numpy as np
 from megatron_moo.analyze.hidden import Hidden
 from megatron_moo.analyze.measures import (
     cka,
+    cka_chance,
     distances,
     explained,
     language_neurons,
     linear_cka,
+    linear_cka_chance,
     probe,
     retrieval,
     silhouette,
@@ -27,7 +29,8 @@ def analyze(hidden: Hidden, name: str, tell: Callable[[str], None] = lambda line
         ``model``, ``languages``, ``sentences``, ``chance`` {probe, retrieval}, and ``layers``: per layer the numbers of
         :data:`~megatron_moo.analyze.curves.CURVES` (``owned`` from the second on: the embedding has no MLP before it),
         matrices ``cka_matrix`` and ``retrieval_matrix`` in the order of ``languages``, ``owned_by`` per language, and
-        ``plane`` ``[L, N, 2]`` (the two first principal components).
+        ``plane`` ``[L, N, 2]`` (the two first principal components). ``cka_chance`` of a layer is what ``cka`` would
+        be with the sentences of one language shuffled.
     """
     count, sentences = hidden.states[0].shape[:2]
     layers = []
@@ -44,6 +47,7 @@ def analyze(hidden: Hidden, name: str, tell: Callable[[str], None] = lambda line
             "variance_language": share["language"],
             "variance_meaning": share["meaning"],
             "cka": float(alignment[off].mean()),
+            "cka_chance": float(cka_chance(x)[off].mean()),
             "cka_matrix": alignment.round(4).tolist(),
             "retrieval_matrix": found.round(4).tolist(),
             "plane": plane(x).round(4).tolist(),
@@ -74,13 +78,15 @@ def between(one: Hidden, other: Hidden) -> list[dict[str, Any]]:
     """CKA between two models on the same sentences, layer by layer, over all languages together and each alone.
 
     Returns:
-        per layer ``layer``, ``cka`` and ``cka_by`` {tag: cka}; nothing for models of unequal depth.
+        per layer ``layer``, ``cka``, ``cka_by`` {tag: cka} and ``chance`` (of ``cka``, sentences shuffled); nothing
+        for models of unequal depth.
     """
     if len(one.states) != len(other.states):
         return []
     found = []
     for number, (x, y) in enumerate(zip(one.states, other.states, strict=True)):
         by = {tag: linear_cka(x[i], y[i]) for i, tag in enumerate(one.languages)}
-        whole = linear_cka(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]))
-        found.append({"layer": number, "cka": whole, "cka_by": by})
+        a, b = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+        whole, chance = linear_cka(a, b), linear_cka_chance(a, b)
+        found.append({"layer": number, "cka": whole, "cka_by": by, "chance": chance})
     return found

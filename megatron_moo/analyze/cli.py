@@ -47,7 +47,7 @@ def _analyze(args: argparse.Namespace) -> int:
     from megatron_moo.analyze.analyze import analyze, between
     from megatron_moo.analyze.hidden import collect, common_sentences
     from megatron_moo.analyze.plots import write_plots
-    from megatron_moo.evaluate.aligned import read_aligned
+    from megatron_moo.evaluate.aligned import digest, read_aligned
     from megatron_moo.evaluate.model import open_model
     from megatron_moo.report.beside import ANALYSIS_DIR, ANALYSIS_FILE
 
@@ -61,6 +61,10 @@ def _analyze(args: argparse.Namespace) -> int:
     except ImportError:
         raise MooError("needs scikit-learn", "analyze", "pip install megatron-moo[analyze]") from None
     keys = common_sentences(texts, args.sentences)
+    asked = {
+        "text": digest({tag: [text.paragraphs[key] for key in keys] for tag, text in texts.items()}),
+        "tokens": args.tokens,
+    }
     found: list[dict[str, Any]] = []
     states: list[Any] = []
     run: Path | None = None
@@ -71,7 +75,7 @@ def _analyze(args: argparse.Namespace) -> int:
                     opened, texts, keys, args.tokens, tell=lambda tag: status.update(f"megatron-moo: {tag}")
                 )
             name = _name(path, opened.name, [item["model"] for item in found])
-            found.append({**analyze(hidden, name), "step": opened.step})
+            found.append({**analyze(hidden, name), "step": opened.step, **asked})
             states.append(hidden)
             run = opened.run if path is args.model else run
     out = args.out or (run or Path()) / ANALYSIS_DIR
@@ -106,10 +110,14 @@ def _show(console: Any, found: Sequence[Mapping[str, Any]]) -> None:
             f"probe {chance['probe']:.3f}, of retrieval {chance['retrieval']:.3f}"
         )
         table.add_column("layer", justify="right")
-        for name in SHORT:
+        heads = list(SHORT)
+        heads.insert(heads.index("cka") + 1, "chance")
+        for name in heads:
             table.add_column(name, justify="right", no_wrap=True)
+        names = list(CURVES)
+        names.insert(names.index("cka") + 1, "cka_chance")
         for layer in item["layers"]:
-            cells = [f"{layer[name]:.3f}" if name in layer else "" for name in CURVES]
+            cells = [f"{layer[name]:.3f}" if name in layer else "" for name in names]
             table.add_row(str(layer["layer"]), *cells)
         console.print(table)
         if owned := [layer["owned_by"] for layer in item["layers"] if "owned_by" in layer]:
@@ -127,9 +135,9 @@ def _show_between(
         console.print(f"{names}: of unequal depth, so no CKA between them", markup=False)
         return
     table = Table(title=f"CKA between {names}, the same sentences")
-    for name in ("layer", "all", *found[0]["languages"]):
+    for name in ("layer", "all", "chance", *found[0]["languages"]):
         table.add_column(name, justify="right", no_wrap=True)
     for layer in layers:
-        cells = [layer["cka"], *layer["cka_by"].values()]
+        cells = [layer["cka"], layer["chance"], *layer["cka_by"].values()]
         table.add_row(str(layer["layer"]), *(f"{value:.3f}" for value in cells))
     console.print(table)

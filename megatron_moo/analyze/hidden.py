@@ -78,10 +78,9 @@ def collect(
     try:
         for tag, text in texts.items():
             tell(tag)
-            ids = [
-                row[:most] for row in opened.tokenizer.encode_batch([text.paragraphs[key] for key in keys])
-            ]
-            layers, counts = _language(opened.model, gates, ids, batch)
+            rows = opened.tokenizer.encode_batch([text.paragraphs[key] for key in keys])
+            ids = [[*opened.bos, *row][:most] for row in rows]
+            layers, counts = _language(opened.model, gates, ids, batch, len(opened.bos))
             states.append(layers)
             active.append(counts)
     finally:
@@ -95,9 +94,9 @@ def collect(
 
 @torch.no_grad()
 def _language(
-    model: Any, gates: _Gates, ids: Sequence[Sequence[int]], batch: int
+    model: Any, gates: _Gates, ids: Sequence[Sequence[int]], batch: int, bos: int = 0
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Per layer ``[N, H]``, and per MLP ``[neurons]``."""
+    """Per layer ``[N, H]``, and per MLP ``[neurons]``; the first ``bos`` tokens are no text and count in neither."""
     pooled: list[list[torch.Tensor]] = []
     sums: list[torch.Tensor] = []
     total = 0
@@ -109,25 +108,27 @@ def _language(
         mask = torch.tensor(
             [[1.0] * len(row) + [0.0] * (width - len(row)) for row in rows], device=model.device
         )
+        text = mask.clone()
+        text[:, :bos] = 0.0
         gates.seen = []
         hidden = model(padded, output_hidden_states=True, use_cache=False).hidden_states
-        means = [_pooled(h.float(), mask) for h in hidden]
+        means = [_pooled(h.float(), mask, max(1, bos)) for h in hidden]
         pooled = (
             [[m] for m in means] if not pooled else [[*old, m] for old, m in zip(pooled, means, strict=True)]
         )
-        counts = [((gate > 0).float() * mask[..., None]).sum((0, 1)).double() for gate in gates.seen]
+        counts = [((gate > 0).float() * text[..., None]).sum((0, 1)).double() for gate in gates.seen]
         sums = counts if not sums else [old + new for old, new in zip(sums, counts, strict=True)]
-        total += int(mask.sum())
+        total += int(text.sum())
     return (
         [torch.cat(layer).double().cpu().numpy() for layer in pooled],
         [(count / total).cpu().numpy() for count in sums],
     )
 
 
-def _pooled(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean over the tokens of ``[b, s, H]`` but the first; of a sentence of one token, that one."""
+def _pooled(hidden: torch.Tensor, mask: torch.Tensor, skip: int = 1) -> torch.Tensor:
+    """Mean over the tokens of ``[b, s, H]`` but the first ``skip``; of a sentence of so few tokens, over all."""
     rest = mask.clone()
-    rest[:, 0] = (mask.sum(1) == 1).float()
+    rest[:, :skip] = (mask[:, :skip] * (mask.sum(1, keepdim=True) <= skip)).float()
     return (hidden * rest[..., None]).sum(1) / rest.sum(1, keepdim=True)
 
 

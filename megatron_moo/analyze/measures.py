@@ -104,6 +104,31 @@ def cka(x: Array) -> Array:
     return found
 
 
+def cka_chance(x: Array) -> Array:
+    """``[L, L]`` what :func:`cka` is on average when the sentences of one language are shuffled.
+
+    Far from 0 when dimensions are as many as sentences. Exact: over permutations P, the mean of ``<K, P M P'>`` of two
+    centred Gram matrices is ``tr(K) tr(M) / (N - 1)``. The diagonal is 1.
+    """
+    y = x - x.mean(1, keepdims=True)
+    effective = np.array([_flatness(rows) for rows in y])
+    found = np.outer(effective, effective) / max(1, x.shape[1] - 1)
+    np.fill_diagonal(found, 1.0)
+    return found
+
+
+def linear_cka_chance(a: Array, b: Array) -> float:
+    """What :func:`linear_cka` is on average when the rows of one are shuffled."""
+    return _flatness(a - a.mean(0)) * _flatness(b - b.mean(0)) / max(1, len(a) - 1)
+
+
+def _flatness(rows: Array) -> float:
+    """Trace over Frobenius norm of the Gram matrix of centred rows: the root of how many dimensions are in use."""
+    small = rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows
+    norm = float(np.linalg.norm(small))
+    return float(np.trace(small)) / norm if norm > 0 else 0.0
+
+
 def linear_cka(a: Array, b: Array) -> float:
     """Linear CKA of ``[N, Ha]`` and ``[N, Hb]``: the same N things seen by two models (Kornblith et al. 2019).
 

@@ -36,6 +36,10 @@ def _curves(found: Sequence[Mapping[str, Any]], path: Path) -> Path:
             known = [(layer["layer"], layer[name]) for layer in item["layers"] if name in layer]
             if known:
                 axis.plot(*zip(*known, strict=True), marker="o", markersize=3, label=item["model"])
+        if name == "cka":
+            for item in found:
+                known = [(layer["layer"], layer["cka_chance"]) for layer in item["layers"]]
+                axis.plot(*zip(*known, strict=True), linestyle=":", color="grey", label="sentences shuffled")
         if name in found[0]["chance"]:
             axis.axhline(found[0]["chance"][name], linestyle=":", color="grey", label="chance")
         axis.set_title(title, fontsize=9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
@@ -158,6 +159,26 @@ class HFTokenizer:
         backend.encode_special_tokens = True
         found = backend.encode_batch_fast(list(texts), add_special_tokens=self._special)
         return [encoding.ids for encoding in found]
+
+    @property
+    def special(self) -> bool:
+        """Whether ``encode_batch`` adds what the tokenizer puts around every text."""
+        return self._special
+
+    def plain(self) -> HFTokenizer:
+        """The same tokenizer, adding nothing."""
+        found = copy.copy(self)
+        found._special = False
+        return found
+
+    def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Ids that the tokenizer puts before and behind a text by itself, as ``encode`` of transformers does."""
+        bare = self.hf.encode("a", add_special_tokens=False)
+        full = self.hf.encode("a", add_special_tokens=True)
+        for start in range(len(full) - len(bare) + 1):
+            if full[start : start + len(bare)] == bare:
+                return tuple(full[:start]), tuple(full[start + len(bare) :])
+        return (), ()
 
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ids, and per id its first character and the one after its last; special tokens in the text are one

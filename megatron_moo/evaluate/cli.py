@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,10 @@ def add_subcommands(subparsers: Any) -> None:
     parser.add_argument("--tokenizer", help="byte, a .model, or a folder; default: the run's or folder's own")
     parser.add_argument("--seq-length", type=int, help="targets per window (default: the run's, or 512)")
     parser.add_argument(
-        "--windows", type=int, help="most windows per language (default: all of a run's, else 64)"
+        "--windows",
+        type=int,
+        help="bounds the text of the loss: windows per language of a run's own (default: all); of --text, whole "
+        "documents until the first language, by its tag, has the bytes of so many, at 4 bytes a token (default: 64)",
     )
     parser.add_argument("--items", type=int, default=100, help="most cloze items (default: 100, 0: none)")
     parser.add_argument(
@@ -40,7 +45,12 @@ def add_subcommands(subparsers: Any) -> None:
     parser.add_argument(
         "--lm-eval", action="store_true", help="cross-check the cloze with lm-evaluation-harness"
     )
-    parser.add_argument("--task-dir", type=Path, help="keep lm-eval's task files here")
+    parser.add_argument(
+        "--tasks", metavar="NAME,…", help="run these tasks or groups of lm-evaluation-harness too"
+    )
+    parser.add_argument(
+        "--task-dir", type=Path, help="keep --lm-eval's task files here; --tasks finds your own here"
+    )
     parser.add_argument(
         "--out", type=Path, help="where eval.json goes (default: RUN/eval.json, else ./eval.json)"
     )
@@ -75,7 +85,7 @@ def _eval(args: argparse.Namespace) -> int:
     from megatron_moo.evaluate.aligned import read_aligned
     from megatron_moo.evaluate.evaluate import Asked, evaluate
     from megatron_moo.evaluate.model import open_model
-    from megatron_moo.evaluate.show import show_evaluation, show_harness
+    from megatron_moo.evaluate.show import show_evaluation, show_harness, show_tasks
     from megatron_moo.report.beside import EVAL_FILE
 
     console = Console(highlight=False, soft_wrap=True)
@@ -87,13 +97,22 @@ def _eval(args: argparse.Namespace) -> int:
             raise MooError(f"{value} is too small", f"--{name.replace('_', '-')}", "give at least 1")
     if args.lm_eval and (not texts or args.items < 1):
         raise MooError("needs a cloze to check", "--lm-eval", "give --text and --items")
+    names = [name for name in (args.tasks or "").split(",") if name]
+    if args.tasks is not None and not names:
+        raise MooError("names no task", "--tasks", "give NAME,NAME")
+    if names and not args.lm_eval and args.task_dir is not None and not args.task_dir.is_dir():
+        raise MooError("is no folder", f"--task-dir {args.task_dir}", "give one with task files")
     windows = args.windows or (64 if texts else None)
     asked = Asked(args.seq_length, windows, args.items, args.new_tokens, args.temperature, args.batch_tokens)
     with open_model(args.model, args.tokenizer) as opened:
-        if not texts and opened.corpus is None:
+        if not texts and opened.corpus is None and not names:
             raise MooError("no text to evaluate on", "--text", "give a folder with TAG.jsonl or TAG.txt")
         with errors.status("megatron-moo") as status:  # shown on a terminal only
             found = evaluate(opened, texts, asked, lambda line: status.update(f"megatron-moo: {line}"))
+        if args.lm_eval and not found["items"]:
+            raise MooError(
+                "no cloze item is found in this text", "--lm-eval", "give more text, or fewer --languages"
+            )
         items = found.pop("items")
         if args.lm_eval:
             from megatron_moo.evaluate.harness import check_lengths, harness_cloze
@@ -101,15 +120,24 @@ def _eval(args: argparse.Namespace) -> int:
             check_lengths(opened.tokenizer, items, texts, opened.max_length)
             with tempfile.TemporaryDirectory() as folder:
                 place = args.task_dir or Path(folder)
-                told = harness_cloze(opened.hf, items, texts, place, opened.max_length)
+                told = harness_cloze(opened, items, texts, place)
             for tag, numbers in told.items():
                 found["languages"][tag]["lm_eval"] = numbers
+        if names:
+            from megatron_moo.evaluate.harness import run_tasks
+
+            errors.print(f"megatron-moo: {', '.join(names)} through lm-eval", markup=False)
+            with contextlib.redirect_stdout(sys.stderr):
+                found["tasks"] = run_tasks(opened, names, args.task_dir)
         out = args.out or (opened.run or Path()) / EVAL_FILE
         run = opened.run
     out.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    show_evaluation(console, found)
+    if found["languages"]:
+        show_evaluation(console, found)
     if args.lm_eval:
         show_harness(console, found)
+    if names:
+        show_tasks(console, found["tasks"])
     console.print(f"megatron-moo: {out}", markup=False)
     if run is not None and args.out is None:
         console.print(f"megatron-moo report {run} shows it on the run's page", markup=False)

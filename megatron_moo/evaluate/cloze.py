@@ -1,4 +1,4 @@
-"""Aligned cloze: a context, and its true continuation among four paragraphs of similar length.
+"""Aligned cloze: a context, and its true continuation among four paragraphs of similar length in every language.
 
 XStoryCloze-like (Lin et al. 2022): the same items, distractors and positions in every language, so that accuracies
 compare between languages. Nobody wrote or checked the distractors, they are paragraphs of other pages; the task says
@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from zlib import crc32
 
-from megatron_moo.evaluate.aligned import AlignedText, Key
+import numpy as np
+
+from megatron_moo.evaluate.aligned import AlignedText, Key, common_keys, digest, hashed
 
 CHOICES = 4
 CHANCE = 1.0 / CHOICES
@@ -45,62 +46,135 @@ class Rendered:
     answer: int
 
 
+# Choices of an item differ in length by at most this factor, in every language; the next one is tried where fewer than
+# FEWEST items are found, the last one allows anything.
+RATIOS = (1.5, 2.0, 3.0, 5.0, math.inf)
+FEWEST = 5
+
+
 def make_items(
     texts: Mapping[str, AlignedText], count: int, least: int = 40, most: int = 400, before: int = 2
 ) -> list[Item]:
-    """Items whose paragraphs exist in every language.
+    """Items whose paragraphs exist in every language; the order of the languages does not matter.
 
     Args:
-        texts: aligned text per language; the first language's lengths decide which paragraphs are similar.
+        texts: aligned text per language.
         count: at most so many, spread by a hash of their names.
-        least, most: characters of a continuation in the first language.
+        least, most: characters of a continuation, mean over the languages.
         before: paragraphs of context.
     """
-    first = next(iter(texts.values()))
-    common = set.intersection(*(set(text.paragraphs) for text in texts.values()))
-    if not first.numbered:
-        return _halved(first, sorted(common), count)
-    usable = {key: text for key in sorted(common) if least <= len(text := first.paragraphs[key]) <= most}
+    texts = {tag: texts[tag] for tag in sorted(texts)}
+    common = common_keys(texts)
+    if all(text.numbered for text in texts.values()):
+        shown = {key: tuple(text.paragraphs[key] for text in texts.values()) for key in common}
+        usable = {
+            key: of
+            for key, of in shown.items()
+            if all(of) and least * len(of) <= sum(map(len, of)) <= most * len(of)
+        }
+        contexts = _before(common, before)
+        halves = False
+    else:
+        usable = {
+            key: of for key in common if all(of := tuple(_cut(t.paragraphs[key])[1] for t in texts.values()))
+        }
+        contexts = {key: (key,) for key in usable}
+        halves = True
+    found: list[Item] = []
+    for ratio in RATIOS:
+        found = _find(usable, contexts, count, ratio, halves)
+        if len(found) >= min(count, FEWEST):
+            break
+    return found
+
+
+def _before(common: Sequence[Key], before: int) -> dict[Key, tuple[Key, ...]]:
+    """Per paragraph, those of its document that are at most ``before`` numbers before it."""
+    there = set(common)
+    numbers = range(before, 0, -1)
+    return {
+        (name, at): tuple((name, at - n) for n in numbers if (name, at - n) in there) for name, at in common
+    }
+
+
+def _find(
+    usable: Mapping[Key, tuple[str, ...]],
+    contexts: Mapping[Key, tuple[Key, ...]],
+    count: int,
+    ratio: float,
+    halves: bool,
+) -> list[Item]:
+    """Items of ``usable``, whose values are a paragraph's texts in every language."""
+    keys = sorted(usable, key=lambda key: (hashed(key), key))
+    logs = np.log(np.array([[len(text) for text in usable[key]] for key in keys], dtype=np.float64))
     items: list[Item] = []
-    for key in sorted(usable, key=_hash):
-        context = tuple(k for k in sorted(common) if k[0] == key[0] and key[1] - before <= k[1] < key[1])
-        others = _similar(key, usable)
-        if context and len(others) == CHOICES - 1 and len(items) < count:
-            items.append(_placed(context, key, others))
+    for place, key in enumerate(keys):
+        if len(items) == count:
+            break
+        if contexts[key] and len(others := _similar(place, keys, logs, usable, ratio)) == CHOICES - 1:
+            items.append(_placed(contexts[key], key, others, halves))
     return items
 
 
-def _halved(first: AlignedText, common: Sequence[Key], count: int) -> list[Item]:
-    usable = {key: first.paragraphs[key] for key in common}
-    items = []
-    for key in sorted(usable, key=_hash)[:count]:
-        others = _similar(key, usable)
-        if len(others) == CHOICES - 1:
-            items.append(_placed((key,), key, others, halves=True))
-    return items
+def _similar(
+    place: int, keys: Sequence[Key], logs: np.ndarray, usable: Mapping[Key, tuple[str, ...]], ratio: float
+) -> list[Key]:
+    """Three paragraphs of three other documents, nearest in length in the language where they are least alike.
 
+    None has the text of another in any language; the longest of the four is at most ``ratio`` times the shortest, in
+    every language.
 
-def _similar(key: Key, usable: Mapping[Key, str]) -> list[Key]:
-    """Three paragraphs of three other documents, nearest in length; none with the same text."""
-    length, found, documents = len(usable[key]), [], {key[0]}
-    texts = {usable[key]}
-    for other in sorted(usable, key=lambda k: (abs(len(usable[k]) - length), _hash(k))):
-        if other[0] not in documents and usable[other] not in texts:
-            found.append(other)
-            documents.add(other[0])
-            texts.add(usable[other])
+    Args:
+        place: of the true continuation in ``keys``.
+        logs: ``[keys, languages]``, logarithms of the lengths in characters.
+    """
+    low, high = logs[place].copy(), logs[place].copy()
+    found: list[Key] = []
+    documents, texts = {keys[place][0]}, [usable[keys[place]]]
+    apart = np.abs(logs - logs[place]).max(1)
+    for other in np.argsort(apart, kind="stable"):  # of equal ones, by the hash that orders the keys
+        key = keys[other]
+        lower, higher = np.minimum(low, logs[other]), np.maximum(high, logs[other])
+        if apart[other] > math.log(ratio) + _ROUND:
+            break
+        same = any(one == two for of in texts for one, two in zip(of, usable[key], strict=True))
+        if key[0] in documents or same or float((higher - lower).max()) > math.log(ratio) + _ROUND:
+            continue
+        low, high = lower, higher
+        found.append(key)
+        documents.add(key[0])
+        texts.append(usable[key])
         if len(found) == CHOICES - 1:
             break
     return found
 
 
 def _placed(context: tuple[Key, ...], key: Key, others: list[Key], halves: bool = False) -> Item:
-    answer = _hash(key) % CHOICES
+    answer = hashed(key) % CHOICES
     return Item(context, (*others[:answer], key, *others[answer:]), answer, halves)
 
 
-def _hash(key: Key) -> int:
-    return crc32(f"{key[0]}#{key[1]}".encode())
+_ROUND = 1e-12  # of a logarithm: a factor of exactly 1.5 is allowed
+
+
+def length_ratio(items: Sequence[Item], texts: Mapping[str, AlignedText]) -> float:
+    """Longest choice over shortest, in characters: the largest of all items and languages; 1 without an item."""
+    largest = 1.0
+    for text in texts.values():
+        for item in items:
+            lengths = [len(choice) for choice in render(item, text).choices]
+            largest = max(largest, max(lengths) / min(lengths))
+    return largest
+
+
+def items_digest(items: Sequence[Item], texts: Mapping[str, AlignedText]) -> str | None:
+    """Twelve hex digits that tell whether two evaluations asked the same; None without an item."""
+    if not items:
+        return None
+    shown = {tag: [render(item, text) for item in items] for tag, text in texts.items()}
+    return digest(
+        {tag: [json.dumps(asdict(one), ensure_ascii=False) for one in of] for tag, of in shown.items()}
+    )
 
 
 def render(item: Item, text: AlignedText) -> Rendered:

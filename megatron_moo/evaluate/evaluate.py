@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from megatron_moo.errors import MooError
-from megatron_moo.evaluate.aligned import AlignedText
-from megatron_moo.evaluate.cloze import CHANCE, Item, make_items, render, wilson
+from megatron_moo.evaluate.aligned import AlignedText, Chosen, choose
+from megatron_moo.evaluate.cloze import CHANCE, Item, items_digest, length_ratio, make_items, render, wilson
 from megatron_moo.evaluate.generate import continue_text
 from megatron_moo.evaluate.model import Opened
-from megatron_moo.evaluate.scorer import Request, Scorer, Tokens, pair
+from megatron_moo.evaluate.scorer import Request, Scorer, pair, whole_text
+
+# Bytes of a token, when --windows is turned into an amount of text: models with other tokenizers then read the same.
+BYTES_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,9 @@ class Asked:
 
     Attributes:
         seq_length: targets per window of the loss; None: the run's own, or 512.
-        windows: most windows per language; None: all.
+        windows: bounds the text of the loss. Of a run's own text: windows per language at most. Of aligned text:
+            documents are taken until the first language (by its tag) has the bytes of so many windows, at 4 bytes a
+            token. None: all.
         items: cloze items at most; 0: none.
         new_tokens: of a sample; 0: no samples.
         temperature: of the samples.
@@ -44,25 +50,52 @@ def evaluate(
     For a run without ``texts``, losses are over its own corpus's held-out text and there is no cloze.
 
     Returns:
-        ``model``, ``step`` (of a run's checkpoint, else None), ``seq_length``, ``languages`` {tag: loss, bits_per_byte,
-        perplexity, tokens, bytes, cloze, sample}, ``cloze`` {items, chance}, and ``items`` for
-        :func:`~megatron_moo.evaluate.cloze.write_task`.
+        ``model``, ``step`` (of a run's checkpoint, else None), ``seq_length``, ``windows`` (as asked), ``bos`` (pieces
+        before every text), ``unseen`` (languages that the run did not train on, as far as it says), ``text`` and
+        ``items_hash`` (digests of what was read and asked, None without), ``languages`` {tag: loss, bits_per_byte,
+        perplexity, tokens, bytes, nats, cloze, sample}, ``cloze`` {items, chance, length_ratio}, and ``items`` for
+        :func:`~megatron_moo.evaluate.cloze.write_task`. With ``texts`` also ``documents`` {scored, common} and
+        ``relative_to``, and per language ``covered`` (share of its file's bytes) and ``relative`` (nats, in units of
+        the nats of ``relative_to``).
     """
     scorer = Scorer(opened.model, opened.max_length, asked.batch_tokens)
-    length = min(asked.seq_length or _run_length(opened) or 512, opened.max_length)
+    tags = list(texts) if texts else _corpus_tags(opened)
+    length = min(asked.seq_length or _run_length(opened) or 512, opened.max_length - len(opened.bos))
     found: dict[str, Any] = {
         "model": opened.name,
         "step": opened.step,
         "seq_length": length,
+        "windows": asked.windows,
+        "bos": _pieces(opened),
+        "unseen": _unseen(opened, tags),
+        "text": None,
+        "items_hash": None,
         "languages": {},
     }
-    tags = list(texts) if texts else _corpus_tags(opened)
-    for tag in tags:
-        tell(f"{tag}: loss")
-        found["languages"][tag] = _loss(opened, scorer, tag, texts.get(tag), length, asked.windows)
+    if texts:
+        most = None if asked.windows is None else asked.windows * length * BYTES_PER_TOKEN
+        chosen = choose(texts, most)
+        found |= {
+            "text": chosen.digest,
+            "documents": {"scored": chosen.count, "common": chosen.common},
+            "relative_to": tags[0],
+        }
+        for tag in tags:
+            tell(f"{tag}: loss")
+            found["languages"][tag] = _aligned_loss(opened, scorer, chosen, tag, length)
+        base = found["languages"][tags[0]]["nats"]
+        for told in found["languages"].values():
+            told["relative"] = told["nats"] / base
+    elif tags:
+        found["text"] = _corpus_digest(opened, tags)
+        for tag in tags:
+            tell(f"{tag}: loss")
+            found["languages"][tag] = _corpus_loss(opened, scorer, tag, length, asked.windows)
     items = make_items(texts, asked.items) if texts and asked.items else []
     if items:
-        found["cloze"] = {"items": len(items), "chance": CHANCE}
+        found["items_hash"] = items_digest(items, texts)
+        ratio = length_ratio(items, texts)
+        found["cloze"] = {"items": len(items), "chance": CHANCE, "length_ratio": round(ratio, 3)}
         for tag in tags:
             tell(f"{tag}: cloze")
             found["languages"][tag]["cloze"] = score_cloze(scorer, opened, items, texts[tag])
@@ -70,7 +103,13 @@ def evaluate(
         for tag in tags:
             prompt = _prompt(opened, tag, texts.get(tag))
             text = continue_text(
-                opened.model, opened.tokenizer, prompt, asked.new_tokens, opened.max_length, asked.temperature
+                opened.model,
+                opened.tokenizer,
+                prompt,
+                asked.new_tokens,
+                opened.max_length,
+                asked.temperature,
+                bos=opened.bos,
             )
             found["languages"][tag]["sample"] = {"prompt": prompt, "text": text}
     found["items"] = items
@@ -84,7 +123,9 @@ def score_cloze(scorer: Scorer, opened: Opened, items: Sequence[Item], text: Ali
     """
     rendered = [render(item, text) for item in items]
     requests: list[Request] = [
-        pair(opened.tokenizer, shown.context, "\n" + choice) for shown in rendered for choice in shown.choices
+        pair(opened.tokenizer, shown.context, "\n" + choice, opened.bos)
+        for shown in rendered
+        for choice in shown.choices
     ]
     scores = iter(scorer.loglikelihoods(requests))
     right = right_norm = 0
@@ -99,25 +140,65 @@ def score_cloze(scorer: Scorer, opened: Opened, items: Sequence[Item], text: Ali
     }  # fmt: skip
 
 
-def _loss(
-    opened: Opened, scorer: Scorer, tag: str, text: AlignedText | None, length: int, windows: int | None
+def _aligned_loss(opened: Opened, scorer: Scorer, chosen: Chosen, tag: str, length: int) -> dict[str, Any]:
+    ids = opened.tokenizer.encode_batch(chosen.documents[tag])
+    requests = whole_text(ids, opened.tokenizer.eod, length, opened.bos)
+    nats = -math.fsum(scorer.loglikelihoods(requests))
+    targets = sum(len(request.continuation) for request in requests)
+    return {**_numbers(nats, targets, chosen.bytes(tag)), "covered": chosen.covered(tag)}
+
+
+def _corpus_loss(
+    opened: Opened, scorer: Scorer, tag: str, length: int, windows: int | None
 ) -> dict[str, Any]:
-    tokenizer = opened.tokenizer
-    tokens: Any
-    if text is None:
-        tokens = opened.corpus.stream(tag, "valid")
-        size = int(tokens.bytes)
-    else:
-        tokens, size = Tokens(tokenizer.encode_batch(text.documents), tokenizer.eod), text.bytes
-    nats, targets = scorer.stream(tokens, tokenizer.eod, length, windows)
-    share = targets / len(tokens)  # bytes of the windows that were scored, where not all were
+    tokens = opened.corpus.stream(tag, "valid")
+    nats, targets = scorer.stream(tokens, opened.tokenizer.eod, length, windows)
+    # A corpus knows the bytes of all its text: those of the windows that were scored are estimated where not all were.
+    return _numbers(nats, targets, int(tokens.bytes) * targets / len(tokens))
+
+
+def _numbers(nats: float, targets: int, size: float) -> dict[str, Any]:
     return {
         "loss": nats / targets,
-        "bits_per_byte": nats / math.log(2) / (size * share),
+        "bits_per_byte": nats / math.log(2) / size,
         "perplexity": math.exp(min(700.0, nats / targets)),
         "tokens": targets,
-        "bytes": round(size * share),
+        "bytes": round(size),
+        "nats": nats,
     }
+
+
+def _pieces(opened: Opened) -> list[str]:
+    """How the ids before every text are written."""
+    pieces = getattr(opened.tokenizer, "hf", None)
+    return [str(pieces.convert_ids_to_tokens(one)) for one in opened.bos] if pieces is not None else []
+
+
+def _corpus_digest(opened: Opened, tags: Sequence[str]) -> str:
+    """Of all held-out tokens, so that corpora of other text, or with another tokenizer, are told apart."""
+    told = hashlib.sha256()
+    for tag in sorted(tags):
+        stream = opened.corpus.stream(tag, "valid")
+        told.update(f"{tag} {len(stream)}\n".encode())
+        told.update(stream.read(0, len(stream)).astype("<i8").tobytes())
+    return told.hexdigest()[:12]
+
+
+def _unseen(opened: Opened, tags: Sequence[str]) -> list[str]:
+    """Those that the run did not train on; none where it does not say."""
+    if opened.run is None:
+        return []
+    from megatron_moo.report.metrics import read_metrics
+
+    try:
+        valids = read_metrics(opened.run).valids
+    except MooError:  # checkpoints alone can be evaluated too
+        valids = []
+    seen = {*valids[-1].seen} if valids else set()
+    unseen = {*valids[-1].unseen} if valids else set()
+    if opened.corpus is not None:  # it also knows languages without held-out text
+        unseen |= {*tags} - {*opened.corpus.tags("train")} - seen
+    return [tag for tag in tags if tag in unseen]
 
 
 def _run_length(opened: Opened) -> int | None:
@@ -131,7 +212,7 @@ def _run_length(opened: Opened) -> int | None:
 
 def _corpus_tags(opened: Opened) -> list[str]:
     if opened.corpus is None:
-        raise MooError("no text to evaluate on", "--text", "give a folder with TAG.jsonl or TAG.txt")
+        return []  # tasks of lm-eval may be all that is asked for
     if opened.corpus.sft is not None:
         raise MooError(
             "was fine-tuned on conversations, whose masks are not known here", opened.name, "give --text"
@@ -142,7 +223,7 @@ def _corpus_tags(opened: Opened) -> list[str]:
 def _prompt(opened: Opened, tag: str, text: AlignedText | None, characters: int = 80) -> str:
     """The beginning of a language's longest held-out document, whole words where there are spaces."""
     if text is not None:
-        whole = max(text.documents, key=len)
+        whole = max(text.documents.values(), key=len)
     else:
         stream = opened.corpus.stream(tag, "valid")
         whole = opened.tokenizer.decode(stream.read(0, min(len(stream), 4 * characters)).tolist())

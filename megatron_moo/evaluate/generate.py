@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,18 +19,21 @@ def continue_text(
     max_length: int,
     temperature: float = 0.0,
     seed: int = 0,
+    bos: Sequence[int] = (),
 ) -> str:
     """What the model writes after a prompt, up to the end of its document.
 
     Args:
         temperature: 0 takes the likeliest token.
         seed: of the draws.
+        bos: ids before the prompt; they stay when the text outgrows the window.
     """
     ids = tokenizer.encode_batch([prompt])[0]
     generator = torch.Generator().manual_seed(seed)
     written: list[int] = []
     for _ in range(new_tokens):
-        given = torch.tensor([[*ids, *written][-max_length:] or [tokenizer.eod]], device=model.device)
+        text = [*ids, *written][-(max_length - len(bos)) :]
+        given = torch.tensor([[*bos, *text] or [tokenizer.eod]], device=model.device)
         logits = model(given, use_cache=False).logits[0, -1].float().cpu()[: tokenizer.vocab_size]
         if temperature > 0:
             token = int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator))

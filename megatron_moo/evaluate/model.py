@@ -11,8 +11,10 @@ from typing import Any
 
 import yaml
 
-from megatron_moo.data.tokenizers import Tokenizer, make_tokenizer
+from megatron_moo.data.tokenizers import HFTokenizer, Tokenizer, make_tokenizer
 from megatron_moo.errors import MooError
+
+BYTES = {"type": "byte"}
 
 
 @dataclass
@@ -28,6 +30,7 @@ class Opened:
         run: run folder, or None.
         corpus: built corpus of the run, or None.
         step: of the run's checkpoint, or None.
+        bos: ids that stand before every text and are not scored; the tokenizer above does not add them.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Opened:
     run: Path | None = None
     corpus: Any = None
     step: int | None = None
+    bos: tuple[int, ...] = ()
 
 
 @contextmanager
@@ -54,7 +58,10 @@ def open_model(path: Path, tokenizer: str | None = None) -> Iterator[Opened]:
         MooError: for neither kind of folder, and for what the exporter or transformers refuse.
     """
     if (path / "config.json").is_file():
-        yield _opened(path.name or str(path), path, _tokenizer(tokenizer or str(path)))
+        own = _tokenizer(tokenizer or str(path))
+        found = _opened(path.name or str(path), path, own)
+        found.bos = own.around()[0] if isinstance(own, HFTokenizer) else ()
+        yield found
         return
     source, name = path / "checkpoints", path.name
     if path.name.startswith("iter_") and path.resolve().parent.name == "checkpoints":
@@ -85,10 +92,21 @@ def open_model(path: Path, tokenizer: str | None = None) -> Iterator[Opened]:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "hf"
         exported = export_checkpoint(source, target)
-        found = _opened(name, target, _tokenizer(tokenizer) if tokenizer else corpus.tokenizer())  # type: ignore[union-attr]
-        found.run, found.corpus = path, corpus
+        plain, bos = begin_as_corpus(corpus.tokenizer() if corpus is not None else make_tokenizer(BYTES))
+        found = _opened(name, target, _tokenizer(tokenizer) if tokenizer else plain)
+        found.run, found.corpus, found.bos = path, corpus, bos
         found.step = _step(exported.checkpoint.folder.name)
         yield found
+
+
+def begin_as_corpus(tokenizer: Tokenizer) -> tuple[Tokenizer, tuple[int, ...]]:
+    """A corpus's tokenizer without what it puts around a text, and what it put before each.
+
+    ``data build`` puts nothing there; ``tools/preprocess_data.py`` lets a Hugging Face tokenizer do what it does.
+    """
+    if not isinstance(tokenizer, HFTokenizer) or not tokenizer.special:
+        return tokenizer, ()
+    return tokenizer.plain(), tokenizer.around()[0]
 
 
 def _step(name: str) -> int | None:
@@ -107,7 +125,7 @@ def _same_languages(run: Path, corpus: Any) -> bool:
 
 def _tokenizer(what: str) -> Tokenizer:
     if what == "byte":
-        return make_tokenizer({"type": "byte"})
+        return make_tokenizer(BYTES)
     if what.endswith(".model"):
         return make_tokenizer({"type": "sentencepiece", "model": what})
     return make_tokenizer({"type": "hf", "path": what})

@@ -108,15 +108,37 @@ class Scorer:
         return nats, targets
 
 
-def pair(tokenizer: Tokenizer, context: str, continuation: str) -> Request:
+def pair(tokenizer: Tokenizer, context: str, continuation: str, bos: Sequence[int] = ()) -> Request:
     """Tokens of a pair as lm-evaluation-harness cuts them: the whole is encoded, the context's share is taken off.
 
     Spaces at the end of the context go to the continuation. An empty context is the end-of-document id.
+
+    Args:
+        bos: ids before the context.
     """
     spaces = len(context) - len(context.rstrip())
     if spaces:
         context, continuation = context[:-spaces], context[-spaces:] + continuation
     whole, given = tokenizer.encode_batch([context + continuation, context])
-    if not given:
-        return Request((tokenizer.eod,), tuple(whole))
-    return Request(tuple(given), tuple(whole[len(given) :]))
+    before = (*bos, *given)
+    return Request(before or (tokenizer.eod,), tuple(whole[len(given) :]))
+
+
+def whole_text(
+    documents: Sequence[Sequence[int]], eod: int, length: int, bos: Sequence[int] = ()
+) -> list[Request]:
+    """Windows that score every token of every document once, and the end of each; no document sees another.
+
+    Args:
+        documents: ids of each.
+        eod: the end-of-document id. It stands before a document where there is no ``bos``, as in a stream.
+        length: targets of a window at most. A later window of a document sees ``bos`` and the token before it.
+        bos: ids that a text begins with; they are never scored.
+    """
+    requests = []
+    for document in documents:
+        ids = (*document, eod)
+        for start in range(0, len(ids), length):
+            before = (*bos, *ids[start - 1 : start]) if start else tuple(bos)
+            requests.append(Request(before or (eod,), ids[start : start + length]))
+    return requests

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.unit.evaluate.tiny import tiny_model, write_text
+from tests.unit.evaluate.tiny import byte_pieces, tiny_model, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = Path(sys.executable).parent / "megatron-moo"
@@ -57,22 +58,15 @@ def test_a_run_is_evaluated_as_its_own_validation_did(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_cloze_is_that_of_the_harness(tmp_path: Path) -> None:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    hf = tiny_model(tmp_path / "hf", positions=256)
-    # Bytes as pieces, so that every text has tokens; one more piece ends a document.
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    pieces = {piece: number for number, piece in enumerate([*alphabet, "<end>"])}
-    tokenizer = Tokenizer(models.BPE(pieces, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(hf)
+@pytest.mark.parametrize("begin", [False, True], ids=["none", "begin"])
+def test_cloze_is_that_of_the_harness(tmp_path: Path, begin: bool) -> None:
+    """Whether or not the tokenizer puts a piece before every text, as Llama-3's and Gemma's do."""
+    hf = tiny_model(tmp_path / "hf", vocab=258, positions=256)
+    byte_pieces(hf, begin)
     text = write_text(tmp_path / "text", pages=20)
     tasks = tmp_path / "tasks"
     out = tmp_path / "eval.json"
-    arguments = (
+    arguments = [
         "eval",
         hf,
         "--text",
@@ -84,10 +78,10 @@ def test_cloze_is_that_of_the_harness(tmp_path: Path) -> None:
         "--lm-eval",
         "--task-dir",
         tasks,
-    )
+    ]
     _call(*arguments, "--out", out, cwd=tmp_path)
     found = json.loads(out.read_text())
-    assert found["cloze"]["items"] == 40
+    assert found["cloze"]["items"] == 40 and found["bos"] == (["<begin>"] if begin else [])
     for tag, item in found["languages"].items():
         ours, theirs = item["cloze"], item["lm_eval"]
         assert (ours["acc"], ours["acc_norm"]) == pytest.approx(
@@ -97,3 +91,67 @@ def test_cloze_is_that_of_the_harness(tmp_path: Path) -> None:
         len({item["cloze"]["acc"] for item in found["languages"].values()}) > 1
     )  # not the same by being constant
     assert sorted(path.name for path in tasks.iterdir()) == ["aa.jsonl", "aa.yaml", "bb.jsonl", "bb.yaml"]
+
+
+@pytest.mark.slow
+def test_log_likelihoods_are_those_of_the_harness(tmp_path: Path) -> None:
+    """Accuracies of a random model may agree by chance; sums of logarithms do not."""
+    from lm_eval.api.instance import Instance
+
+    from megatron_moo.evaluate.harness import _model
+    from megatron_moo.evaluate.model import open_model
+    from megatron_moo.evaluate.scorer import Scorer, pair
+
+    pairs = [("abc", "\ndef"), ("x" * 200, "\ny" * 40), ("ab  ", "c"), ("a", "\nb")]
+    for begin in (False, True):
+        hf = tiny_model(tmp_path / f"hf-{begin}", vocab=258, positions=256)
+        byte_pieces(hf, begin)
+        with open_model(hf) as opened:
+            theirs = _model(opened, 2).loglikelihood(
+                [Instance("loglikelihood", {}, one, number) for number, one in enumerate(pairs)]
+            )
+            requests = [pair(opened.tokenizer, *one, opened.bos) for one in pairs]
+            ours = Scorer(opened.model, 256).loglikelihoods(requests)
+        assert ours == pytest.approx([value for value, _ in theirs], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_tasks_by_name_from_a_folder(tmp_path: Path) -> None:
+    """A task of one's own and a group of it; the accuracy is the cloze's, whose files they are."""
+    hf = tiny_model(tmp_path / "hf", vocab=258, positions=256)
+    byte_pieces(hf, begin=True)
+    text = write_text(tmp_path / "text", pages=20)
+    tasks = tmp_path / "tasks"
+    common = ["--text", text, "--items", 20, "--new-tokens", 0]
+    _call("eval", hf, *common, "--lm-eval", "--task-dir", tasks, "--out", tmp_path / "a.json", cwd=tmp_path)
+    shown = _call(
+        "eval", hf, "--tasks", "moo_cloze_aa,moo_cloze_bb", "--task-dir", tasks, "--out", tmp_path / "b.json",
+        cwd=tmp_path,
+    )  # fmt: skip
+    cloze = json.loads((tmp_path / "a.json").read_text())["languages"]
+    found = json.loads((tmp_path / "b.json").read_text())
+    assert found["languages"] == {} and set(found["tasks"]) == {"moo_cloze_aa", "moo_cloze_bb"}
+    for tag, item in cloze.items():
+        told = found["tasks"][f"moo_cloze_{tag}"]
+        assert told["metrics"] == {name: item["lm_eval"][name] for name in ("acc", "acc_norm")}
+        assert told["items"] == 20 and told["shots"] == 0 and 0 < told["stderr"]["acc"] < 0.2
+    assert "moo_cloze_aa" in shown and f"{cloze['aa']['lm_eval']['acc']:.4f}" in shown
+
+
+@pytest.mark.slow
+def test_groups_of_the_harness_own_tasks(tmp_path: Path) -> None:
+    """A group of a folder mixes a task of the folder with what lm-eval brings along; unknown names are refused."""
+    from megatron_moo.errors import MooError
+    from megatron_moo.evaluate.harness import _manager, run_tasks
+    from megatron_moo.evaluate.model import open_model
+
+    examples = ROOT / "examples" / "lm_eval"
+    names = ["moo_belebele", "moo_global_mmlu", "moo_xnli"]
+    manager = _manager(names, examples)
+    for name in names:
+        members = yaml.safe_load((examples / f"{name}.yaml").read_text())["task"]
+        assert {name, *members} <= {*manager.all_tasks}
+    hf = tiny_model(tmp_path / "hf", vocab=258, positions=64)
+    byte_pieces(hf)
+    with open_model(hf) as opened, pytest.raises(MooError, match="no task 'xnli_xx'"):
+        run_tasks(opened, ["xnli_xx"])

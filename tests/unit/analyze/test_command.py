@@ -42,9 +42,29 @@ def test_states_are_means_over_the_tokens_of_single_sentences(tmp_path: Path) ->
     np.testing.assert_allclose(found.active[1][1], active / total, atol=1e-9)
 
 
-def _mlp_input(model: torch.nn.Module, ids: list[int]) -> torch.Tensor:
+def test_a_tokenizers_own_first_piece_is_given_and_not_counted(tmp_path: Path) -> None:
+    texts = read_aligned(write_text(tmp_path / "text", pages=4))
+    model = opened(tiny_model(tmp_path / "hf"))
+    model.bos = (256,)
+    keys = common_sentences(texts, 9)
+    found = collect(model, texts, keys, tokens=30, batch=4)
+    active, total = np.zeros(64), 0
+    for n, key in enumerate(keys):
+        ids = [256, *model.tokenizer.encode_batch([texts["aa"].paragraphs[key]])[0]][:30]
+        with torch.no_grad():
+            out = model.model(torch.tensor([ids]), output_hidden_states=True)
+            gate = model.model.model.layers[0].mlp.gate_proj(_mlp_input(model.model, ids, 0))
+        np.testing.assert_allclose(
+            found.states[2][0, n], out.hidden_states[2][0, 1:].mean(0).numpy(), atol=2e-5
+        )
+        active += (gate[0, 1:] > 0).sum(0).numpy()
+        total += len(ids) - 1
+    np.testing.assert_allclose(found.active[0][0], active / total, atol=1e-9)
+
+
+def _mlp_input(model: torch.nn.Module, ids: list[int], layer: int = 1) -> torch.Tensor:
     seen: list[torch.Tensor] = []
-    hook = model.model.layers[1].mlp.register_forward_hook(lambda _m, args, _o: seen.append(args[0]))
+    hook = model.model.layers[layer].mlp.register_forward_hook(lambda _m, args, _o: seen.append(args[0]))
     with torch.no_grad():
         model(torch.tensor([ids]))
     hook.remove()
@@ -71,10 +91,13 @@ def test_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     told = json.loads((out / "analysis.json").read_text())
     found = told["models"]
     assert [layer["layer"] for layer in told["between"]] == [0, 1, 2]
+    assert all(0 < layer["chance"] < 1 for layer in told["between"])
     assert all(0 < layer["cka"] < 1 and set(layer["cka_by"]) == {"aa", "bb"} for layer in told["between"])
     assert [item["model"] for item in found] == ["before", "after"]
     for item in found:
         assert item["languages"] == ["aa", "bb"] and item["sentences"] == 16 and len(item["layers"]) == 3
+        assert len(item["text"]) == 12 and item["tokens"] == 128
+        assert all(0 < layer["cka_chance"] < 1 for layer in item["layers"])
         for layer in item["layers"][1:]:
             assert set(CURVES) <= set(layer) and sum(layer["owned_by"].values()) >= 0
         # Two alphabets without a shared letter: told apart from the embedding on.
@@ -140,8 +163,10 @@ def test_a_run_gets_its_files_beside_it_and_its_page_shows_them(
         )
         == 0
     )
-    assert json.loads((run / "eval.json").read_text())["step"] == 40
+    told = json.loads((run / "eval.json").read_text())
+    assert told["step"] == 40 and told["windows"] == 2 and told["unseen"] == ["bb"]
     shown = capsys.readouterr().out
+    assert "bb *" in shown and "aa *" not in shown and "* unseen" in shown
     assert f"megatron-moo report {run} shows them" in shown and f"megatron-moo report {run} shows it" in shown
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf-20", "hf-40", "run", "text"]
     page = Page(write_report(run))
@@ -158,7 +183,7 @@ def _run(folder: Path, steps: dict[int, int]) -> Path:
     """A run folder with a checkpoint of a tiny model at each of ``steps`` (step to seed)."""
     from megatron_moo.convert.importer import import_checkpoint
 
-    FakeRun(seen=("aa", "bb"), unseen=(), blocks=("a",)).write(folder)
+    FakeRun(seen=("aa",), unseen=("bb",), blocks=("a",)).write(folder)
     (folder / "recipe.yaml").write_text(f"flags:\n  seq-length: 32\n  corpus: {folder}/gone\n")
     for step, seed in steps.items():
         hf = tiny_model(folder.parent / f"hf-{step}", seed=seed)

@@ -7,10 +7,12 @@ import pytest
 
 from megatron_moo.analyze.measures import (
     cka,
+    cka_chance,
     distances,
     explained,
     language_neurons,
     linear_cka,
+    linear_cka_chance,
     probe,
     retrieval,
     silhouette,
@@ -186,3 +188,17 @@ def test_the_plane_is_principal_components() -> None:
     x = _planted(1.0, 1.0, 0.3, seed=10)
     theirs = PCA(2).fit_transform(x.reshape(-1, H)).reshape(L, N, 2)
     np.testing.assert_allclose(np.abs(plane(x)), np.abs(theirs), atol=1e-8)
+
+
+def test_chance_of_cka_is_that_of_shuffled_sentences() -> None:
+    x = _planted(1.0, 1.0, 0.5, seed=4)[:, :12]  # few sentences: chance is far from 0
+    random = np.random.default_rng(0)
+    shuffled = []
+    for _ in range(3000):
+        y = x.copy()
+        y[1] = y[1][random.permutation(12)]
+        shuffled.append(cka(y)[0, 1])
+    assert cka_chance(x)[0, 1] == pytest.approx(np.mean(shuffled), abs=0.01)
+    assert cka_chance(x)[0, 1] > 0.4 and cka(x)[0, 1] > cka_chance(x)[0, 1] + 0.2
+    assert linear_cka_chance(x[0], x[1]) == pytest.approx(cka_chance(x)[0, 1])
+    assert linear_cka_chance(x[0], np.zeros((12, 3))) == 0.0

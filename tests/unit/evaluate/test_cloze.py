@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from scipy.stats import binomtest
 
 from megatron_moo.errors import MooError
 from megatron_moo.evaluate.aligned import AlignedText, read_aligned
-from megatron_moo.evaluate.cloze import CHOICES, make_items, render, wilson, write_task
+from megatron_moo.evaluate.cloze import CHOICES, length_ratio, make_items, render, wilson, write_task
 from tests.unit.evaluate.tiny import write_text
 
 UDHR = Path(__file__).resolve().parents[3] / "examples" / "udhr" / "valid"
@@ -39,11 +40,43 @@ def test_items_are_the_same_in_every_language_and_true(texts: dict[str, AlignedT
     assert len(places) == CHOICES
 
 
-def test_distractors_have_a_similar_length(texts: dict[str, AlignedText]) -> None:
-    first = texts["aa"]
+def test_distractors_have_a_similar_length_in_every_language(texts: dict[str, AlignedText]) -> None:
+    # In bb, lengths are none of aa's: what is nearest in aa is far away here.
+    random = np.random.default_rng(5)
+    for key, text in texts["bb"].paragraphs.items():
+        texts["bb"].paragraphs[key] = text * int(random.choice([1, 3, 9]))
+    items = make_items(texts, 30)
+    assert len(items) >= 10
+    for text in texts.values():
+        for item in items:
+            lengths = [len(text.paragraphs[key]) for key in item.choices]
+            assert max(lengths) <= 1.5 * min(lengths)
+    assert 1 < length_ratio(items, texts) <= 1.5
+    assert length_ratio([], texts) == 1.0
+
+
+def test_the_order_of_the_languages_does_not_matter(texts: dict[str, AlignedText]) -> None:
+    random = np.random.default_rng(5)
+    for key, text in texts["bb"].paragraphs.items():
+        texts["bb"].paragraphs[key] = text * int(random.choice([1, 2, 3]))
+    turned = {tag: texts[tag] for tag in reversed(texts)}
+    assert make_items(texts, 30) == make_items(turned, 30)
+
+
+def test_choices_of_an_item_differ_in_every_language(texts: dict[str, AlignedText]) -> None:
+    # One sentence in bb stands for many in aa, as "See also" does.
+    for key in texts["bb"].paragraphs:
+        if key[1] == 3:
+            texts["bb"].paragraphs[key] = "x" * 57
     for item in make_items(texts, 30):
-        lengths = [len(first.paragraphs[key]) for key in item.choices]
-        assert max(lengths) - min(lengths) <= 6
+        for text in texts.values():
+            assert len({text.paragraphs[key] for key in item.choices}) == CHOICES
+
+
+def test_lengths_are_relaxed_only_where_a_text_has_too_few_alike() -> None:
+    alike = read_aligned(UDHR, ["en"])
+    items = make_items(alike, 100)
+    assert len(items) == 5 and length_ratio(items, alike) > 1.5  # five articles of unequal length
 
 
 def test_a_paragraph_that_one_language_lacks_is_in_no_item(texts: dict[str, AlignedText]) -> None:

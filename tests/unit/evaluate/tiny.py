@@ -54,3 +54,25 @@ def write_text(folder: Path, pages: int = 12, blocks: int = 5, tags: tuple[str, 
             lines.append(json.dumps(record, ensure_ascii=False))
         (folder / f"{tag}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
+
+
+def byte_pieces(folder: Path, begin: bool = False) -> None:
+    """Save a Hugging Face tokenizer beside a model: bytes as pieces, ``<end>`` (256), ``<begin>`` (257).
+
+    Args:
+        begin: whether the tokenizer puts ``<begin>`` before every text, as Llama's and Gemma's do.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = {piece: number for number, piece in enumerate([*alphabet, "<end>", "<begin>"])}
+    tokenizer = Tokenizer(models.BPE(pieces, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if begin:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            "<begin> $A", special_tokens=[("<begin>", 257)]
+        )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", bos_token="<begin>")
+    fast.save_pretrained(folder)
