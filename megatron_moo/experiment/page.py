@@ -6,7 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_moo.experiment.page_parts import chance, contrast_text, notes, number, p_text, paragraph, table
+from megatron_moo.experiment.page_parts import (
+    chance,
+    contrast_text,
+    notes,
+    number,
+    p_text,
+    paragraph,
+    table,
+    to_do,
+)
 from megatron_moo.experiment.page_studies import study_part
 from megatron_moo.experiment.page_trial import first_attempt_part, trial_part
 from megatron_moo.experiment.page_verdict import placebo_text, verdict_part
@@ -67,8 +76,8 @@ def _written(planner: Planner, budget: Any) -> str:
     seconds = [float(result["seconds"]) for result in planner.done.values()]
     return paragraph(
         f"Written by `make experiment BUDGET={budget.name}` from {len(seconds)} finished cells "
-        f"({sum(seconds) / 60:.0f} minutes of training in one process on a CPU); about {planner.left()} "
-        f"cells of the plan are not done. Up to {len(planner.seeds)} seeds."
+        f"({sum(seconds) / 60:.0f} minutes of training in one process on a CPU); "
+        f"{to_do(planner)}. Up to {len(planner.seeds)} seeds."
     )
 
 

@@ -64,6 +64,12 @@ def verdict(found: Contrast) -> str:
     return ("No difference is shown at the 5 % level.", "It is worse.", "It is better.")[direction(found)]
 
 
+def to_do(planner: Planner) -> str:
+    """How much of a plan is left."""
+    left = planner.left()
+    return f"about {left} cells of the plan are not done" if left > 0 else "the plan is complete"
+
+
 def names(found: Sequence[str]) -> str:
     """In code marks, with commas."""
     return ", ".join(f"`{name}`" for name in found)

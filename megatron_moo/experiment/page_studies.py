@@ -10,6 +10,7 @@ from megatron_moo.experiment.page_parts import (
     p_text,
     paragraph,
     table,
+    to_do,
     verdict,
 )
 from megatron_moo.experiment.planner import Planner
@@ -55,8 +56,8 @@ def study_part(study: Study, planner: Planner) -> str:
         "one tuning seed" if len(planner.tuning_seeds) == 1 else f"{len(planner.tuning_seeds)} tuning seeds"
     )
     said = [
-        f"{len(planner.done)} cells, {seconds / 60:.0f} minutes; about {planner.left()} cells of the plan are not "
-        f"done. Learning rates are from the same grid, on {seeds}. Reference: {reference.label}, the best tuned "
+        f"{len(planner.done)} cells, {seconds / 60:.0f} minutes; {to_do(planner)}. "
+        f"Learning rates are from the same grid, on {seeds}. Reference: {reference.label}, the best tuned "
         "baseline here. No contrast was fixed for it: this part explores, and Holm's correction is over all its rows. "
         "† the best learning rate is an end of the grid.",
         *notes(planner, rows, reference, None, ""),

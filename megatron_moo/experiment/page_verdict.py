@@ -58,7 +58,7 @@ def _primary(planner: Planner, rows: Sequence[Compared], reference: Row) -> str:
         )
     contrast += ")."
     found = next((item for item in rows if item.row.name == PRIMARY), None)
-    head = f"`{PRIMARY}` minus the best tuned baseline, `{reference.name}`"
+    head = f"`{PRIMARY}` minus the best tuned baseline, `{reference.name}`, seen languages"
     if found is None or found.seen is None:
         return f"**{head}: no pair of cells is finished.** {contrast}"
     c, said = found.seen, verdict(found.seen)

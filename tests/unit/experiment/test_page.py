@@ -115,6 +115,7 @@ def test_the_verdict_comes_first(tmp_path: Path) -> None:
     headings = re.findall(r"^## (.*)$", page, re.M)
     assert headings[:3] == ["Verdict", "What was run", "All rows"]
     text = _part(page, "Verdict")
+    assert "the plan is complete" in " ".join(page.split())
     assert page.index("**`cagrad-layer` minus the best tuned baseline") < 400
     assert (
         "[smollm2.md](smollm2.md)" in text and "paper's claims" in text and "[The trial](#the-trial)" in text
