@@ -17,7 +17,7 @@ class Scores:
 
     Attributes:
         loss: nats per target token, per language.
-        bits_per_byte: per language; comparable between languages and tokenizers.
+        bits_per_byte: per language; comparable between tokenizers and models, not between scripts.
         macro: mean of bits_per_byte over the languages that are trained on, each counted once.
         worst: the one of them with the highest bits_per_byte.
         macro_unseen, worst_unseen: the same over the other languages; None without any.
