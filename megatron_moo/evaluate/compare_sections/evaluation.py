@@ -36,6 +36,7 @@ READERS: dict[str, Reader] = {
     "texts": key("text"),
     "numbers of windows": key("windows"),
     "numbers of bytes": per_language("bytes"),
+    "tokens before the text": key("bos"),
 }
 
 

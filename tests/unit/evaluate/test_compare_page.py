@@ -262,6 +262,10 @@ def test_evaluations_that_do_not_compare(tmp_path: Path) -> None:
     words = page_of(runs).words()
     assert "DO NOT COMPARE: the runs were evaluated with different texts." in words
     assert "DO NOT COMPARE: the runs' cloze asked different items." in words
+    tell(evals[0], bos=[])
+    tell(evals[1], text="aa", bos=["<s>"])
+    assert "with different tokens before the text." in page_of(runs).words()
+    tell(evals[1], bos=[])
     tell(evals[1], text=None, windows=32)
     words = page_of(runs).words()
     assert "evaluated with different numbers of windows. On which text is not told" in words
