@@ -81,6 +81,9 @@ def test_a_run_and_its_resumption(command: Command, three_languages: Path, tmp_p
     assert len(corpora) == 1 and corpora[0].startswith(f"{tmp_path.name}-"), (
         "a manifest has a corpus of its own"
     )
+    fingerprint = json.loads((tmp_path / "runs" / "data" / corpora[0] / "build.json").read_text())[
+        "fingerprint"
+    ]
     recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     assert recipe["flags"]["moo-slots"] == 2 and recipe["versions"]["megatron-core"] == "0.19.2"
 
@@ -91,6 +94,10 @@ def test_a_run_and_its_resumption(command: Command, three_languages: Path, tmp_p
     resumed = command("train", "tiny.yaml", "--run-dir", "parts")
     assert resumed.returncode == 0, resumed.stderr
     assert losses_of(tmp_path / "parts") == losses_of(run), "the curve goes on exactly"
+    told = [
+        line["corpus"] for line in lines_of(tmp_path / "parts") if line.get("event") in ("start", "resume")
+    ]
+    assert told == [fingerprint] * 2, "what compare takes for the data of a run"
 
     again = command("train", "tiny.yaml", "--run-dir", "whole")
     assert again.returncode == 0 and "all 6 steps are done" in again.stdout
