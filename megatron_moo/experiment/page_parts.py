@@ -60,8 +60,13 @@ def verdict(found: Contrast) -> str:
     """A sentence: better, worse, no difference shown, or too few pairs to show one."""
     least = smallest_p(found.pairs)
     if least >= LEVEL:
-        return f"Nothing can be shown: with {found.pairs} pairs p cannot be below {p_text(least)}."
+        return f"Nothing can be shown: with {count(found.pairs)} p cannot be below {p_text(least)}."
     return ("No difference is shown at the 5 % level.", "It is worse.", "It is better.")[direction(found)]
+
+
+def count(pairs: int) -> str:
+    """``1 pair``, ``6 pairs``."""
+    return f"{pairs} pair{'s' * (pairs != 1)}"
 
 
 def to_do(planner: Planner) -> str:
@@ -95,7 +100,7 @@ def notes(
     size = family(planner, reference, primary)
     least = least_holm(rows, reference, size, primary)
     for pairs, lowest in least.items():
-        line = f"With {pairs} pairs p cannot be below {p_text(smallest_p(pairs))}"
+        line = f"With {count(pairs)} p cannot be below {p_text(smallest_p(pairs))}"
         line += f", and Holm's not below {p_text(lowest)}"
         said.append(f"{line}: such a row cannot pass 5 %." if lowest >= LEVEL else f"{line}.")
     if least:

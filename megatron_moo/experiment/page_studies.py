@@ -5,6 +5,7 @@ from __future__ import annotations
 from megatron_moo.experiment.page_parts import (
     chance,
     contrast_text,
+    count,
     notes,
     number,
     p_text,
@@ -66,6 +67,6 @@ def study_part(study: Study, planner: Planner) -> str:
     parts = [f"## {study.title}", "", paragraph(study.text), ""]
     own = next((item.seen for item in rows if item.row.name == PRIMARY), None)
     if own is not None:
-        told = f"`{PRIMARY}` minus `{reference.name}`, seen: {contrast_text(own)} over {own.pairs} pairs"
+        told = f"`{PRIMARY}` minus `{reference.name}`, seen: {contrast_text(own)} over {count(own.pairs)}"
         parts += [paragraph(f"**{told}, p = {p_text(own.p)}. {verdict(own)}**"), ""]
     return "\n".join([*parts, table(head, body), "", paragraph(" ".join(said))])
