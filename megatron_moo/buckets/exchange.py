@@ -79,7 +79,10 @@ class Exchange:
     def register(self, plans: list[BucketPlan]) -> None:
         """Take charge of these buckets (found again by the address of their gradient buffer)."""
         self._plans = {plan.grad.data_ptr(): plan for plan in plans}
-        self._step.on_resolved.append(lambda _resolved: self._free.clear())
+
+    def let_go(self) -> None:
+        """Give receive buffers back: they would lie beside the activations of the next forward pass."""
+        self._free.clear()
 
     def reset(self) -> None:
         """Start counting a new step."""

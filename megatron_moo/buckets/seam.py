@@ -263,6 +263,7 @@ class Seam:
         for chunk in model:
             chunk.finish_grad_sync()
         self.exchange.join()
+        self.exchange.let_go()
         if self.step.now.first:
             self.step.count(1.0 / self._dp_cp_size if num_tokens is None else num_tokens)
             if num_tokens is not None:

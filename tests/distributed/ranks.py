@@ -152,14 +152,18 @@ def train_steps(
     schedule = training.get_forward_backward_func()
     if args.overlap_param_gather:  # as train() does: the first step's parameters are whole already
         training.disable_forward_pre_hook(model, param_sync=False)
-    losses, gramians, weights, norms, objective_losses = [], [], [], [], []
+    losses, gramians, weights, norms, objective_losses, receiving = [], [], [], [], [], set()
+
+    def one_pass(iterator: Any, chunk: Any) -> tuple:
+        receiving.add(len(seam.exchange._free) if seam else 0)
+        bad = case.poison_from <= args.curr_iteration < case.poison_until
+        return (poisoned if bad else clean)(iterator, chunk)
+
     initial = [param.detach().clone() for chunk in model for param in chunk.parameters()]
     for iteration in range(first, first + steps):
         args.curr_iteration = iteration
         losses_reduced, *_, grad_norm, _zeros, _logit = training.train_step(
-            lambda it, m: (
-                poisoned if case.poison_from <= args.curr_iteration < case.poison_until else clean
-            )(it, m),
+            one_pass,
             data,
             model,
             optimizer,
@@ -184,6 +188,7 @@ def train_steps(
         save_checkpoint(first + steps, model, optimizer, scheduler, 0)
     return {
         "begun": begun,
+        "receiving": receiving,
         "moved": max(
             float((param.detach() - before).abs().max())
             for param, before in zip((p for c in model for p in c.parameters()), initial, strict=True)
