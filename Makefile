@@ -37,7 +37,7 @@ lint: setup  ## check style and types: ruff and mypy; no loader that may unpickl
 bench: setup  ## run the benchmarks of bench/ (ARGS="bench/one.py" runs one)
 	@bash scripts/bench.sh $(ARGS)
 
-experiment: setup  ## methods against tuned baselines over paired seeds, written to docs/results.md (BUDGET=30m|3h|overnight, STUDY=imbalance|larger)
+experiment: setup  ## methods against tuned baselines over paired seeds, written to docs/results.md (BUDGET=30m|3h|overnight, STUDY=placebo|imbalance|larger)
 	@test -d $(HELP_TEXT)/train || $(VENV)/megatron-moo data prepare libreoffice-help --out $(HELP_TEXT)
 	@OMP_NUM_THREADS=1 $(VENV)/megatron-moo experiment --budget $(BUDGET) --study $(STUDY) --page docs/results.md $(ARGS)
 

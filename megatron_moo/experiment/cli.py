@@ -63,8 +63,8 @@ def add_subcommands(subparsers: Any) -> None:
     parser.add_argument(
         "--study",
         default="main",
-        choices=("main", "imbalance", "larger"),
-        help="what the budget is spent on: the main comparison, or the same in another setting (default: main)",
+        choices=("main", "placebo", "imbalance", "larger"),
+        help="what the budget is spent on: the main comparison, a later placebo, or other settings (default: main)",
     )
     parser.add_argument("--page-only", action="store_true", help="train nothing, write the page")
     parser.set_defaults(func=_experiment)
@@ -87,8 +87,9 @@ def _experiment(args: argparse.Namespace) -> int:
     foreign = len(fingerprints(args.out)) > 1
     for study in STUDIES.values() if budget.rows is None else ():
         its = seconds if args.study == study.name else 0.0
-        if its or foreign or (args.out / f"corpus-{study.name}").is_dir():
-            other = _text(args, f"-{study.name}", study.setting)
+        same = study.setting == budget.setting
+        if its or same or foreign or (args.out / f"corpus-{study.name}").is_dir():
+            other = text if same else _text(args, f"-{study.name}", study.setting)
             cells = run_cells(
                 args.out, study.setting, other, study.seeds, its, study.rows, _tell, study.tuning
             )

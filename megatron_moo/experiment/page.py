@@ -16,7 +16,7 @@ from megatron_moo.experiment.page_parts import (
     table,
     to_do,
 )
-from megatron_moo.experiment.page_studies import study_part
+from megatron_moo.experiment.page_studies import study_line, study_part
 from megatron_moo.experiment.page_trial import first_attempt_part, trial_part
 from megatron_moo.experiment.page_verdict import placebo_text, verdict_part
 from megatron_moo.experiment.planner import Cell, Planner, score
@@ -54,7 +54,7 @@ def write_page(
     else:
         rows = compare(planner, reference)
         parts += [
-            verdict_part(planner, rows, reference, setting),
+            verdict_part(planner, rows, reference, setting, _later(studies)),
             _what(setting, train_bytes),
             _main(planner, rows, reference),
             _far(rows, reference),
@@ -70,6 +70,12 @@ def write_page(
         parts.append(aside)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _later(studies: Sequence[tuple[Study, Planner]]) -> str:
+    """What the later placebo says, for the verdict; empty without its cells."""
+    said = [study_line(study, its) for study, its in studies if study.contrast is not None]
+    return " ".join(f"A placebo of that, planned later: {line}" for line in said if line)
 
 
 def _written(planner: Planner, budget: Any) -> str:

@@ -27,6 +27,8 @@ def study_part(study: Study, planner: Planner) -> str:
     reference = planner.best_baseline()
     if reference is None or not finished(planner, reference):
         return ""
+    if study.contrast and not study_line(study, planner):
+        return ""
     rows = compare(planner, reference, primary=None)
     base = next(item for item in rows if item.row.name == reference.name).finished
     near, rare = near_uniform(base), study.setting.rare
@@ -56,17 +58,34 @@ def study_part(study: Study, planner: Planner) -> str:
     seeds = (
         "one tuning seed" if len(planner.tuning_seeds) == 1 else f"{len(planner.tuning_seeds)} tuning seeds"
     )
+    fixed = (
+        "Its one contrast stands above."
+        if study.contrast
+        else "No contrast was fixed for it: this part explores."
+    )
     said = [
         f"{len(planner.done)} cells, {seconds / 60:.0f} minutes; {to_do(planner)}. "
         f"Learning rates are from the same grid, on {seeds}. Reference: {reference.label}, the best tuned "
-        "baseline here. No contrast was fixed for it: this part explores, and Holm's correction is over all its rows. "
+        f"baseline here. {fixed} Holm's correction is over all its rows. "
         "† the best learning rate is an end of the grid.",
         *notes(planner, rows, reference, None, ""),
         chance(base, reference, near),
     ]
     parts = [f"## {study.title}", "", paragraph(study.text), ""]
-    own = next((item.seen for item in rows if item.row.name == PRIMARY), None)
-    if own is not None:
-        told = f"`{PRIMARY}` minus `{reference.name}`, seen: {contrast_text(own)} over {count(own.pairs)}"
-        parts += [paragraph(f"**{told}, p = {p_text(own.p)}. {verdict(own)}**"), ""]
+    if told := study_line(study, planner):
+        parts += [paragraph(f"**{told}**"), ""]
     return "\n".join([*parts, table(head, body), "", paragraph(" ".join(said))])
+
+
+def study_line(study: Study, planner: Planner) -> str:
+    """A study's own contrast in a sentence; empty while it has no reported cells."""
+    reference = planner.best_baseline()
+    if reference is None:
+        return ""
+    cells = {row.name: finished(planner, row) for row in planner.rows}
+    name, other = study.contrast or (PRIMARY, reference.name)
+    own = paired(cells.get(name, {}), cells.get(other, {}), "seen")
+    if own is None:
+        return ""
+    told = f"`{name}` minus `{other}`, seen: {contrast_text(own)} over {count(own.pairs)}"
+    return f"{told}, p = {p_text(own.p)}. {verdict(own)}"

@@ -27,15 +27,19 @@ from megatron_moo.experiment.results import (
 from megatron_moo.experiment.rows import PRIMARY, WEIGHT_CANDIDATES, Row
 from megatron_moo.experiment.setting import UNSEEN, Setting
 
+_UNTESTED = f" Only `{PRIMARY}` has a placebo: whether these gains are about languages was not tested."
 
-def verdict_part(planner: Planner, rows: Sequence[Compared], reference: Row, setting: Setting) -> str:
-    """The section."""
+
+def verdict_part(
+    planner: Planner, rows: Sequence[Compared], reference: Row, setting: Setting, later: str = ""
+) -> str:
+    """The section; ``later`` says what a placebo of the rows that passed gave."""
     points = [
         _primary(planner, rows, reference),
         first_attempt_line(planner),
         trial_line(planner),
         placebo_text(rows),
-        _others(planner, rows, reference),
+        _others(planner, rows, reference, later),
         _unseen(rows, reference),
         "**This does not test the paper's claims**, which are about 8B models. A model this small is where "
         f"interference between languages is largest, the text is software help, and {setting.steps} steps are the "
@@ -106,7 +110,7 @@ def placebo_text(rows: Sequence[Compared]) -> str:
     )
 
 
-def _others(planner: Planner, rows: Sequence[Compared], reference: Row) -> str:
+def _others(planner: Planner, rows: Sequence[Compared], reference: Row, later: str) -> str:
     tested = [
         item for item in rows if item.row.name not in (PRIMARY, reference.name) and item.seen is not None
     ]
@@ -122,7 +126,7 @@ def _others(planner: Planner, rows: Sequence[Compared], reference: Row) -> str:
     if any(
         direction(item.seen) < 0 and not item.row.baseline and item.row.name != "placebo" for item in passed
     ):
-        text += f" Only `{PRIMARY}` has a placebo: whether these gains are about languages was not tested."
+        text += f" {later}" if later else _UNTESTED
     least = least_holm(rows, reference, size, PRIMARY)
     blind = [item for item in tested if item.seen is not None and least[item.seen.pairs] >= LEVEL]
     if blind:

@@ -94,6 +94,12 @@ OTHER_ROWS: tuple[Row, ...] = (
         sampling=SamplingSpec("proportional"),
         baseline=True,
     ),
+    Row(
+        "placebo-pcgrad",
+        "PLACEBO: pcgrad, block layer, pseudo-languages",
+        batches="placebo",
+        method="pcgrad",
+    ),
 )
 # After the contenders: one row after the other, tuned and with so many seeds, then the remaining seeds of all.
 LATER = (

@@ -12,6 +12,7 @@ import pytest
 from megatron_moo.experiment.cli import parse_budget
 from megatron_moo.experiment.corpus import Text, prepare
 from megatron_moo.experiment.page import write_page
+from megatron_moo.experiment.page_studies import study_line, study_part
 from megatron_moo.experiment.planner import Cell, Planner
 from megatron_moo.experiment.rows import BY_NAME, TUNING_SEEDS
 from megatron_moo.experiment.runner import append_cell, fingerprint, fingerprints
@@ -111,6 +112,22 @@ def test_a_study_names_diverged_cells_and_how_large_its_model_is(tmp_path: Path)
     text = " ".join(path.read_text().split())
     assert "`cagrad-model` seed 12. Such cells are in no mean" in text
     assert f"({study.setting.parameters() / 1000:.0f} thousand parameters, 4.9 times as many)" in text
+
+
+def test_a_later_placebo_has_a_contrast_of_its_own(tmp_path: Path) -> None:
+    study = STUDIES["placebo"]
+    assert fingerprint(study.setting, "corpus") == fingerprint(
+        Setting(), "corpus"
+    )  # cells of the main comparison count
+    planner = _finished(study)
+    text = study_part(study, planner)
+    assert (
+        "**`placebo-pcgrad` minus `pcgrad-layer`, seen: " in text and "Its one contrast stands above." in text
+    )
+    assert study_line(study, planner) in " ".join(text.split())
+    for cell in [cell for cell in planner.done if cell.row == "placebo-pcgrad"]:
+        del planner.done[cell]
+    assert study_part(study, planner) == "" == study_line(study, planner)
 
 
 def test_lanes_and_mixed_batches_have_the_same_tokens(tmp_path: Path) -> None:
