@@ -6,6 +6,7 @@ from megatron_moo.experiment.page_parts import (
     chance,
     contrast_text,
     count,
+    direction,
     notes,
     number,
     p_text,
@@ -88,4 +89,11 @@ def study_line(study: Study, planner: Planner) -> str:
     if own is None:
         return ""
     told = f"`{name}` minus `{other}`, seen: {contrast_text(own)} over {count(own.pairs)}"
-    return f"{told}, p = {p_text(own.p)}. {verdict(own)}"
+    told += f", p = {p_text(own.p)}. {verdict(own)}"
+    sham = paired(cells.get(name, {}), cells.get("mean", {}), "seen") if study.contrast else None
+    if sham is not None and direction(sham) < 0 and direction(own) <= 0:
+        told += (
+            f" `{name}` gains over `mean` ({contrast_text(sham)}): that gain is not about languages, and that "
+            f"`{other}` gains anything beyond it is not shown."
+        )
+    return told

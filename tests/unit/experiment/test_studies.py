@@ -125,6 +125,11 @@ def test_a_later_placebo_has_a_contrast_of_its_own(tmp_path: Path) -> None:
         "**`placebo-pcgrad` minus `pcgrad-layer`, seen: " in text and "Its one contrast stands above." in text
     )
     assert study_line(study, planner) in " ".join(text.split())
+    assert "gains over `mean`" not in text
+    for cell, result in planner.done.items():
+        if cell.row == "placebo-pcgrad":
+            result["valid"] = {tag: value - 0.5 - cell.seed / 1000 for tag, value in result["valid"].items()}
+    assert "`placebo-pcgrad` gains over `mean` (-0.5" in study_line(study, planner)
     for cell in [cell for cell in planner.done if cell.row == "placebo-pcgrad"]:
         del planner.done[cell]
     assert study_part(study, planner) == "" == study_line(study, planner)
