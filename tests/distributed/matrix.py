@@ -15,7 +15,8 @@ MOE = (
     "--num-experts", "4", "--moe-router-topk", "2", "--moe-ffn-hidden-size", "24",
     "--moe-token-dispatcher-type", "alltoall", "--moe-router-load-balancing-type", "none",
 )  # fmt: skip
-MIXTRAL = (*MOE, "--moe-router-pre-softmax")
+# Softmax over all experts before the top-k, as DeepSeek's first models do. Mixtral and Qwen3-MoE route after it.
+PRE_SOFTMAX = (*MOE, "--moe-router-pre-softmax")
 VIRTUAL = ("--num-layers-per-virtual-pipeline-stage", "1")
 TWO_INSTANCES = ("--num-distributed-optimizer-instances", "2")
 RECOMPUTE = (
@@ -97,8 +98,9 @@ CASES: tuple[Case, ...] = (
     # Experts.
     Case("moe, dp 2", dp=2, method="cagrad", flags=MOE),
     Case("moe, ep 2", dp=4, ep=2, method="mgda", flags=MOE),
-    Case("moe, ep 2, qk norm", dp=4, ep=2, method="cagrad", flags=(*MOE, *QK_NORM, *OVERLAP)),
-    Case("mixtral-like, ep 2", dp=4, ep=2, method="cagrad", flags=(*MIXTRAL, *UNTIED)),
+    Case("qwen3-moe-like, ep 2", dp=4, ep=2, method="cagrad", flags=(*MOE, *QK_NORM, *OVERLAP)),
+    Case("mixtral-like, ep 2", dp=4, ep=2, method="cagrad", flags=(*MOE, *UNTIED)),
+    Case("moe, pre-softmax, ep 2", dp=4, ep=2, method="cagrad", flags=(*PRE_SOFTMAX, *UNTIED)),
     Case("moe, ep 2, tp 2, sp", dp=2, ep=2, tp=2, slots=2, method="cagrad", flags=(*MOE, *SEQUENCE)),
     Case("moe, ep 2, etp 1, tp 2", dp=2, ep=2, tp=2, method="mgda",
          flags=(*MOE, *SEQUENCE, "--expert-tensor-parallel-size", "1")),
