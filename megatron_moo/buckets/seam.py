@@ -235,11 +235,12 @@ class Seam:
             if ahead:
                 self._look_ahead(replay.drawn[0], kw["num_microbatches"], config)
         losses: list = []
-        stock = config.finalize_model_grads_func
+        stock, gather = config.finalize_model_grads_func, config.param_sync_func
         config.finalize_model_grads_func = partial(self._finalize, stock)
         try:
             for index, now in enumerate(step.passes):
                 step.begin_pass(now)
+                config.param_sync_func = gather_of_pass(index, gather)
                 for chunk in chunks if index else []:
                     _begin_pass(chunk, zero=step.zeroes_between_passes)
                 if replay is not None:
@@ -247,7 +248,7 @@ class Seam:
                 reduced = schedule(**kw)
                 losses += reduced if now.first else []
         finally:
-            config.finalize_model_grads_func = stock
+            config.finalize_model_grads_func, config.param_sync_func = stock, gather
         if replay is not None:
             replay.end()
         return losses
@@ -418,6 +419,14 @@ def keep_parameters(chunks: Sequence[Any]) -> None:
         group.param_gather_dispatched = True
 
 
+def gather_of_pass(index: int, gather: Any) -> Any:
+    """What the interleaved schedule calls to gather parameters, without asking whether they have changed.
+
+    In a step's first pass that is Megatron's own ``config.param_sync_func``, in every other pass nothing.
+    """
+    return None if index else gather
+
+
 def _begin_pass(chunk: Any, zero: bool) -> None:
     """What ``zero_grad_buffer`` does before a pass, with or without the zeroing."""
     if zero:
@@ -443,8 +452,8 @@ def _checked(stock: Callable[..., list]) -> Callable[..., list]:
 def _bucketing_kept(stock: Callable[..., list]) -> Callable[..., list]:
     """Megatron's DDP wrapping with one bucket in every group.
 
-    It puts all buckets of a virtual pipeline chunk into one group, where the handle of a group with two buckets (the
-    tied embedding has its own) would be dropped.
+    It puts all buckets of a virtual pipeline chunk into one group, but its fp32 accumulation refuses a group with two
+    buckets (the tied embedding has its own).
     """
 
     def wrap(*args: Any, **kw: Any) -> list:

@@ -15,6 +15,7 @@ import torch
 VOCAB = 64
 # No flag of Megatron's: takes one away that every run of ours must have.
 NO_FP32_ACCUMULATION = "--no-fp32-accumulation"
+STILL = ("--lr", "1e-12", "--min-lr", "0")  # parameters that stay, so that one reference serves every step
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Case:
     ``turn`` moves every objective to another lane, ``ragged`` masks a different number of tokens everywhere.
     ``together`` puts equal objectives side by side. ``data_of`` gives every step the data of that one.
     ``dp`` counts data-parallel ranks; the world is tp x pp x cp x dp. Flags beyond the layout go to ``flags``.
+    The update of the last of ``steps`` is compared; with more than one, ``STILL`` among the flags keeps the parameters.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Case:
     hidden: int = 32
     seq: int = 16
     ragged: bool = True
+    steps: int = 1
     turn: int = 0
     exclude: str | None = None
     observe: bool = False

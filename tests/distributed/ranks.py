@@ -130,9 +130,10 @@ def train_steps(
     lanes = find_lanes(peer_groups(ps), ps.get_data_parallel_rank())
     config = get_model_config(model[0])
     config.grad_scale_func, config.timers = optimizer.scale_loss, get_timers()
-    if args.overlap_grad_reduce:
-        syncs = [chunk.no_sync for chunk in model]
-        config.no_sync_func = syncs[0] if len(model) == 1 else syncs
+    if args.overlap_grad_reduce:  # as train() does
+        config.no_sync_func = one_or_all([chunk.no_sync for chunk in model])
+        if args.align_grad_reduce:
+            config.grad_sync_func = one_or_all([chunk.start_grad_sync for chunk in model])
     from megatron.core.distributed import finalize_model_grads
 
     config.finalize_model_grads_func = finalize_model_grads
@@ -180,6 +181,8 @@ def train_steps(
             objective_losses.append(step.losses_of(step.last.riders))
         if args.overlap_param_gather and iteration == first:
             training.enable_forward_pre_hook(model)
+            if args.align_param_gather:
+                config.param_sync_func = one_or_all([chunk.start_param_sync for chunk in model])
     if args.overlap_param_gather:
         training.disable_forward_pre_hook(model)
     if save:
@@ -210,6 +213,11 @@ def train_steps(
         "between": seam.exchange.bytes_between_nodes if seam else None,
         "timeouts_s": timeouts_of(step),
     }
+
+
+def one_or_all(functions: list[Any]) -> Any:
+    """Functions of the model chunks as Megatron's schedules take them: the list, or the only one."""
+    return functions[0] if len(functions) == 1 else functions
 
 
 def timeouts_of(step: MooStep) -> set[float]:

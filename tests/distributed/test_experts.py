@@ -7,7 +7,7 @@ import torch
 
 from megatron_moo.moo import make_method
 from tests.distributed.assemble import errors, gramian_error
-from tests.distributed.case import Case
+from tests.distributed.case import STILL, Case
 from tests.distributed.ranks import layout_worker, reference_worker
 from tests.pool import RankPool
 
@@ -38,9 +38,6 @@ def test_an_unreached_expert_has_no_row(pool: RankPool, case: Case) -> None:
         alone = make_method(case.method)(gramians[b : b + 1, k : k + 1, k : k + 1], block=["one"], step=0)
         torch.testing.assert_close(weights[b, k], alone[0, 0].to(weights), rtol=1e-9, atol=0)
         assert float(weights[b, k]) > 0.1, "the language that is there must move its expert"
-
-
-STILL = ("--lr", "1e-12", "--min-lr", "0")  # parameters that stay, so that one reference serves both steps
 
 
 @pytest.mark.parametrize("method", ["mgda", "token"])

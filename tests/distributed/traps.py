@@ -83,7 +83,7 @@ def forget_instances() -> None:
 
 
 def put_buckets_together() -> None:
-    """All buckets of a virtual pipeline chunk stay in one group, whose second handle is dropped."""
+    """All buckets of a virtual pipeline chunk stay in one group, which Megatron's fp32 accumulation refuses."""
     seam._bucketing_kept = lambda stock: stock
 
 
@@ -165,6 +165,7 @@ def forget_averages_over_tp() -> None:
 def gather_in_every_pass() -> None:
     """Every pass of a step gathers the parameters again, though they have not changed."""
     seam.keep_parameters = lambda chunks: None
+    seam.gather_of_pass = lambda index, gather: gather
 
 
 def forget_random_state() -> None:
