@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from megatron_moo.buckets.blocks import BucketPlan, Kind
+from megatron_moo.buckets.blocks import BucketPlan, Kind, Segment
 from megatron_moo.buckets.passes import Pass, scaled_passes
 from megatron_moo.buckets.step import MooStep, Resolved
 
@@ -18,44 +19,45 @@ class ObserveStep(MooStep):
 
     The rows are exchanged as always and then summed as Megatron's fp32-accumulating reduce-scatter sums them. The
     gradient buffer is not zeroed between slots, since Megatron accumulates all micro-batches of a step in it; the row
-    of a slot is the difference to what had arrived before.
+    of a slot is the difference to what had arrived before. Kept is what arrived, and the differences are taken when
+    all of a bucket is there: one tensor for each earlier slot, and no row beside it.
     """
 
     zeroes_between_passes = False
 
     def begin(self, step: int) -> None:
         super().begin(step)
-        self._before: dict[str, torch.Tensor] = {}
-        self._rows: dict[str, list[torch.Tensor]] = {plan.name: [] for plan in self.plans}
+        self._seen: dict[str, list[torch.Tensor]] = {plan.name: [] for plan in self.plans}
+        # Rows of a bucket while its own products are formed, then of its partial sums until the pass ends.
+        self._rows: list[torch.Tensor] = []
+        self._partial: dict[tuple[str, int], list[torch.Tensor]] = {}
 
     def room(self, plan: BucketPlan) -> None:
         """None: the update is written as soon as the rows are there, over what would be rows of other buckets."""
 
     def arrived(self, plan: BucketPlan, received: torch.Tensor) -> bool:
-        before = self._before.get(plan.name)
-        several = self.config.slots > 1
-        rows = received if before is None else received - before
-        self._rows[plan.name].append(rows.clone() if several and rows is received else rows)
-        if several:
-            self._before[plan.name] = received.clone() if plan.members == 1 else received
         if not self.is_last:
+            self._seen[plan.name].append(received.clone() if plan.members == 1 else received)
             return False
+        seen = [*self._seen.pop(plan.name), received]
+        self._rows = [seen[0], *(after - before for before, after in pairwise(seen))]
         self._add_gramians(plan)
-        partial = [
-            segment for segment in plan.segments if segment.kind in (Kind.PARTIAL_TP, Kind.PARTIAL_EMBD)
-        ]
-        # The rows of partial sums are needed until the end of the backward pass; the others are done with.
-        self._rows[plan.name] = [piece.clone() for piece in self._rows[plan.name]] if partial else []
+        for segment in plan.segments:
+            if segment.kind in (Kind.PARTIAL_TP, Kind.PARTIAL_EMBD):
+                cut = slice(segment.start, segment.end)
+                self._partial[plan.name, segment.start] = [rows[:, cut].clone() for rows in self._rows]
+        self._rows = []
         if plan.members > 1:
             with self.phases("exchange"):
                 plan.own.copy_(torch.sum(received, dim=0, dtype=torch.float32))
-        return not several
+        return True
 
-    def _columns(self, plan: BucketPlan, segment: Any) -> list[torch.Tensor]:
-        return [rows[:, segment.start : segment.end] for rows in self._rows[plan.name]]
+    def _columns(self, plan: BucketPlan, segment: Segment) -> list[torch.Tensor]:
+        held = self._partial.get((plan.name, segment.start))
+        return [rows[:, segment.start : segment.end] for rows in self._rows] if held is None else held
 
     def _apply(self, coefficients: torch.Tensor, dropped: torch.Tensor) -> None:
-        self._before, self._rows = {}, {}
+        self._seen, self._partial = {}, {}
 
 
 class AmortisedStep(MooStep):

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from megatron_moo.buckets.config import MooConfig
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -66,3 +68,22 @@ def scaled_passes(slots: int, first: bool) -> tuple[Pass, ...]:
     return tuple(
         Pass(slot, first=first, scaled=True, resolves=first and slot == slots - 1) for slot in range(slots)
     )
+
+
+def kept_bytes_per_value(config: MooConfig, rows: str | None = None, hold: int | None = None) -> int:
+    """Bytes that a rank keeps between the passes of a step, for a value of its gradient buffers, at most.
+
+    They are rows of earlier slots, or the fp32 sum of scaled gradients: in the last passes of ``--moo-recompute``,
+    and between the solves of ``--moo-every``. What ``--moo-observe`` has seen so far stays in fp32 whatever
+    ``--moo-rows`` says, or the update would not be Megatron's.
+
+    Args:
+        config: the user's choice.
+        rows, hold: ``--moo-rows`` and ``--moo-recompute`` to try instead of the user's.
+    """
+    if config.observe:
+        return 4 * (config.slots - 1)
+    passes = plan_passes(config.slots, config.recompute if hold is None else hold)
+    kept = max(len(now.held) for now in passes) * (2 if (rows or config.row_dtype) == "bf16" else 4)
+    summed = passes[-1].scaled or (config.every > 1 and config.slots > 1)
+    return max(kept, 4 if summed else 0)

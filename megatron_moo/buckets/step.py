@@ -27,7 +27,7 @@ from megatron_moo.buckets.gramians import GramianSum
 from megatron_moo.buckets.hierarchy import FLAT_EVERY, one_objective_each
 from megatron_moo.buckets.parking import Parking
 from megatron_moo.buckets.partial import sum_over, summed_copies
-from megatron_moo.buckets.passes import Pass, plan_passes
+from megatron_moo.buckets.passes import Pass, kept_bytes_per_value, plan_passes
 from megatron_moo.buckets.phases import Phases
 from megatron_moo.buckets.weights import WeightSolver
 from megatron_moo.errors import MooError
@@ -167,15 +167,12 @@ class MooStep:
         self.solver.place(block_names, self.k, plans[0].grad.device)
 
     def cost(self) -> dict[str, int]:
-        """Passes of a step that solves, and bytes of gradients that this rank keeps between them.
-
-        They are rows, or the fp32 sum of scaled gradients in the last passes of ``--moo-recompute``.
-        """
-        passes = plan_passes(self.config.slots, self.config.recompute)
-        kept = max(len(now.held) for now in passes) * (2 if self.config.row_dtype == "bf16" else 4)
-        summed = 4 if passes[-1].scaled else 0
+        """Passes of a step that solves, and bytes that this rank keeps between passes at most."""
         values = sum(plan.grad.numel() for plan in self.plans)
-        return {"passes": len(passes), "kept_bytes": max(kept, summed) * values}
+        return {
+            "passes": len(plan_passes(self.config.slots, self.config.recompute)),
+            "kept_bytes": kept_bytes_per_value(self.config) * values,
+        }
 
     def begin(self, step: int) -> None:
         """Start a step; the same step once more (Megatron's rerun machine) forgets its first attempt."""

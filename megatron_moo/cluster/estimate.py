@@ -137,10 +137,13 @@ def estimate(settled: Settled, machine: Machine) -> Estimate:
 
 def _choices(settled: Settled, stages: list[world.Stage], limit: float) -> list[Choice]:
     """Every way to keep rows: fewest passes first, of these the exact rows first."""
-    slots = settled.config.slots
+    slots, observe = settled.config.slots, settled.config.observe
     found = []
-    for hold in (0, *range(slots - 2, 0, -1)):
-        for rows in ("fp32", "bf16") if slots > 1 else ("fp32",):
+    repeats = (
+        not observe and not settled.config.wire_feedback
+    )  # MooConfig refuses repeated passes with either
+    for hold in (0, *range(slots - 2, 0, -1)) if repeats else (0,):
+        for rows in ("fp32", "bf16") if slots > 1 and not observe else ("fp32",):
             need = max(memory_of(settled, stage, rows, hold).total for stage in stages)
             found.append(Choice(rows, hold, len(plan_passes(slots, hold)), need, need <= limit))
     return sorted(found, key=lambda choice: (choice.passes, choice.rows != "fp32", choice.hold))

@@ -15,7 +15,7 @@ from typing import Any
 
 from megatron_moo.buckets.hierarchy import choose_size, common_size
 from megatron_moo.buckets.parking import rooms
-from megatron_moo.buckets.passes import plan_passes
+from megatron_moo.buckets.passes import kept_bytes_per_value
 from megatron_moo.buckets.wire import row_bytes
 from megatron_moo.cluster.settle import Settled, quietly
 from megatron_moo.cluster.world import Buffer, Stage
@@ -32,7 +32,7 @@ class Memory:
         parameters: the model's weights.
         gradients: the gradient buffer in fp32, where rows are parked.
         optimizer: this rank's share of main parameters and Adam's moments.
-        kept_rows: rows of earlier slots (``kept_bytes`` of a run's start event).
+        kept_rows: rows of earlier slots, or sums of scaled gradients (``kept_bytes`` of a run's start event).
         flying_rows: spares and receive buffers as parking needs them, and what packing and feedback hold.
         activations: of the micro-batches in flight.
         loss: logits in fp32 and their gradient.
@@ -70,7 +70,7 @@ def memory_of(settled: Settled, stage: Stage, rows: str | None = None, hold: int
         optimizer=sum(buffer.values / len(buffer.members) for buffer in stage.buffers)
         * _optimizer_bytes(args),
         kept_rows=kept_bytes(settled, stage, rows, hold),
-        flying_rows=_flying(settled, stage, rows, hold),
+        flying_rows=_flying(settled, stage),
         activations=_activations(args, max(1, microbatches // settled.config.slots)),
         loss=6 * _tokens(args) * args.padded_vocab_size / args.tensor_model_parallel_size,
         scores=_scores(settled),
@@ -78,11 +78,8 @@ def memory_of(settled: Settled, stage: Stage, rows: str | None = None, hold: int
 
 
 def kept_bytes(settled: Settled, stage: Stage, rows: str | None = None, hold: int | None = None) -> int:
-    """Bytes of rows between passes, as ``MooStep.cost`` counts them."""
-    config = settled.config
-    passes = plan_passes(config.slots, config.recompute if hold is None else hold)
-    size = 2 if (rows or config.row_dtype) == "bf16" else 4
-    return max(len(now.held) for now in passes) * size * stage.gradient_values
+    """Bytes between passes, as ``MooStep.cost`` counts them."""
+    return kept_bytes_per_value(settled.config, rows, hold) * stage.gradient_values
 
 
 def _optimizer_bytes(args: Any) -> int:
@@ -93,13 +90,11 @@ def _optimizer_bytes(args: Any) -> int:
     return 8 if args.params_dtype.itemsize == 4 else 12
 
 
-def _flying(settled: Settled, stage: Stage, rows: str | None, hold: int | None) -> float:
+def _flying(settled: Settled, stage: Stage) -> float:
     config = settled.config
     travelling = [buffer for buffer in stage.buffers if len(buffer.members) > 1]
-    if settled.args.moo_mixed:
+    if settled.args.moo_mixed or not travelling:
         return 0.0
-    if not travelling:
-        return float(_sums(settled, stage, rows, hold))
     received = max(
         max(received_bytes(buffer, size, config.wire) for size in buffer.buckets) for buffer in travelling
     )
@@ -111,7 +106,7 @@ def _flying(settled: Settled, stage: Stage, rows: str | None, hold: int | None) 
         received += 2 * max(4 * size for buffer in travelling for size in buffer.buckets)
     packed = received if config.wire != "fp32" else 0
     feedback = 4 * _languages_of_a_rank(settled) * stage.gradient_values if config.wire_feedback else 0
-    return received + packed + feedback + _sums(settled, stage, rows, hold)
+    return received + packed + feedback
 
 
 def _stays(settled: Settled) -> bool:
@@ -120,17 +115,6 @@ def _stays(settled: Settled) -> bool:
     return (
         config.wire == "fp32" and not config.observe and settled.args.num_distributed_optimizer_instances == 1
     )
-
-
-def _sums(settled: Settled, stage: Stage, rows: str | None, hold: int | None) -> int:
-    """What the last repeated passes hold beyond the rows: scaled gradients add up in a copy of every bucket.
-
-    The rows are released when weights are settled, before those passes.
-    """
-    held = settled.config.recompute if hold is None else hold
-    if not 0 < held < settled.config.slots - 1:
-        return 0
-    return max(0, 4 * stage.gradient_values - kept_bytes(settled, stage, rows, hold))
 
 
 def group_size(settled: Settled, buffer: Buffer) -> int:

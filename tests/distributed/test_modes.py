@@ -19,6 +19,9 @@ OBSERVED = (
     Case("dp 2, 2 slots", dp=2, slots=2, micro_batches=2, objectives=4, observe=True, method="cagrad"),
     Case("one process, 3 slots", dp=1, slots=3, objectives=3, observe=True, method="mgda"),
     Case("tp 2, sp", dp=2, tp=2, observe=True, method="cagrad", flags=(*SEQUENCE, *OVERLAP)),
+    Case(
+        "tp 2, sp, 3 slots", dp=2, tp=2, slots=3, objectives=6, observe=True, method="cagrad", flags=SEQUENCE
+    ),
     Case("pp 2, tied", dp=2, pp=2, observe=True, method="cagrad", flags=OVERLAP),
     Case("mean per micro-batch", dp=2, observe=True, method="cagrad", flags=PER_MICRO_BATCH),
 )

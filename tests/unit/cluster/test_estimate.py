@@ -220,6 +220,26 @@ def test_the_first_way_that_fits_is_told(tiny: Path) -> None:
     assert on(base + 0.9 * gradient).advice is None
 
 
+def test_what_other_modes_keep_is_counted(tiny: Path) -> None:
+    """Measuring keeps fp32 whatever the rows are; weights that last add a scaled gradient up in fp32."""
+    from megatron_moo.cluster.estimate import Machine, estimate
+
+    def at(*flags: str) -> Any:
+        found = settled(tiny, 1, "--moo-rows", "bf16", *flags)
+        return estimate(found, Machine(1, 8, GIB, 0.0, 350.0, 200.0, 40.0, 2000.0))
+
+    for flags, gradients in (
+        (("--moo-observe", "--moo-slots", "4"), 3),
+        (("--moo-observe", "--moo-slots", "2"), 1),
+    ):
+        told = at(*flags)
+        assert told.fullest.kept_rows == gradients * told.fullest.gradients, flags
+        # Neither narrower rows nor repeated passes are a way out: MOO refuses or ignores them there.
+        assert [(choice.rows, choice.hold) for choice in told.choices] == [("fp32", 0)]
+    lasting = at("--moo-every", "2", "--moo-slots", "3")
+    assert lasting.fullest.kept_rows == lasting.fullest.gradients, "two bf16 rows, or the sum"
+
+
 def test_mistakes_are_one_line(tiny: Path) -> None:
     with pytest.raises(MooError, match="12 GPUs do not fill nodes of 8"):
         settled(tiny, 12)
