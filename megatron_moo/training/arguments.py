@@ -195,6 +195,12 @@ def moo_config(args: Any, objectives: int) -> MooConfig:
     dealt = lane_groups(args)
     slots = slot_count(args.moo_slots, objectives, dealt)
     places = slots * dealt
+    if args.moo_observe and slots > 1 and not args.calculate_per_token_loss:
+        raise MooError(
+            f"with several slots (here {slots}) needs --calculate-per-token-loss",
+            "--moo-observe",
+            "give it, or enough ranks for one slot",
+        )
     if args.moo_every > 1 and (args.moo_presence == "law" or places < objectives):
         raise MooError(
             "weights of a solve serve later steps, but here an objective can be absent from a step "

@@ -161,6 +161,26 @@ TABLE: tuple[Row, ...] = (
         lambda args: args.moo_observe and args.num_distributed_optimizer_instances > 1,
     ),
     Row(
+        "observing several slots without --calculate-per-token-loss",
+        "--moo-observe --moo-slots 2",
+        "a loss would be divided by the micro-batches of its slot, not of the step, and the update would not be "
+        "Megatron's",
+        lambda args: (
+            args.moo_observe
+            and str(args.moo_slots).isdigit()
+            and int(args.moo_slots) > 1
+            and not args.calculate_per_token_loss
+        ),
+        given=lambda args: f"--moo-observe --moo-slots {args.moo_slots}",
+    ),
+    Row(
+        "parameter gathers under the optimizer's step",
+        "--overlap-param-gather-with-optimizer-step",
+        "it gives the first model chunk an optimizer of its own, which MOO is not tested with; --overlap-param-gather "
+        "alone works",
+        _has("overlap_param_gather_with_optimizer_step"),
+    ),
+    Row(
         "an expert bias under repeated passes",
         "--moo-recompute --moe-router-enable-expert-bias",
         "it would count the tokens of repeated passes again",
@@ -175,6 +195,12 @@ TABLE: tuple[Row, ...] = (
         ),
     ),
     Row(
+        "quantile balancing under repeated passes",
+        "--moo-recompute --moe-router-load-balancing-type quantile_balancing --moe-aux-loss-coeff 0",
+        "every training forward adds to the bias of experts, so that repeated slots would weigh more",
+        lambda args: bool(args.moo_recompute) and "quantile_balancing" in _balancing(args),
+    ),
+    Row(
         "auxiliary losses of experts",
         "--moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 0.01",
         "on language-homogeneous micro-batches they push every language over all experts (global_aux_loss adds up "
@@ -184,6 +210,14 @@ TABLE: tuple[Row, ...] = (
             and any("aux_loss" in kind for kind in _balancing(args))
             and _coefficient(args) > 0
         ),
+        warn=True,
+    ),
+    Row(
+        "sinkhorn routing of experts",
+        "--moe-router-load-balancing-type sinkhorn --moe-aux-loss-coeff 0",
+        "it balances every micro-batch, and on language-homogeneous ones pushes every language over all experts as an "
+        "auxiliary loss does; prefer --moe-router-enable-expert-bias",
+        lambda args: bool(args.num_experts) and "sinkhorn" in _balancing(args),
         warn=True,
     ),
 )

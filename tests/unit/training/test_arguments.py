@@ -26,12 +26,12 @@ def test_the_list_of_flags() -> None:
     assert FLAG_NAMES == EXPECTED
 
 
-def parsed(*flags: str, world: int = 2, **sizes: int) -> Any:
+def parsed(*flags: str, world: int = 2, **sizes: Any) -> Any:
     args = add_moo_arguments(ArgumentParser()).parse_args(list(flags))
     defaults = {
         "world_size": world, "seed": 1, "tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1,
         "context_parallel_size": 1, "expert_model_parallel_size": 1, "expert_tensor_parallel_size": None,
-        "num_distributed_optimizer_instances": 1,
+        "num_distributed_optimizer_instances": 1, "calculate_per_token_loss": True,
     }  # fmt: skip
     return Namespace(**vars(args), **{**defaults, **sizes})
 
@@ -143,6 +143,17 @@ def test_slots() -> None:
 def test_wrong_values_are_named(flags: tuple[str, ...], message: str) -> None:
     with pytest.raises(MooError, match=message):
         moo_config(parsed(*flags), 3)
+
+
+def test_measuring_several_slots_needs_the_loss_per_token() -> None:
+    """Also where nobody gave a number of slots; the support table knows only what was given."""
+    observed = ("--moo-observe",)
+    with pytest.raises(
+        MooError, match=r"--moo-observe: with several slots \(here 2\) needs --calculate-per-to"
+    ):
+        moo_config(parsed(*observed, calculate_per_token_loss=False), 3)
+    assert moo_config(parsed(*observed), 3).slots == 2
+    assert moo_config(parsed(*observed, world=3, calculate_per_token_loss=False), 3).slots == 1
 
 
 def test_one_objective_is_refused() -> None:
