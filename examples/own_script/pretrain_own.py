@@ -72,9 +72,7 @@ def main() -> None:
         ModelType.encoder_or_decoder,
         forward_step,
         model_provider=model_provider,
-        non_loss_data_func=moo.after_validation,  # MOO: validation per language
     )
-    moo.end()
 
 
 if __name__ == "__main__":

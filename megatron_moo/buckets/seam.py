@@ -41,6 +41,8 @@ SUPPORTED_VERSION = "0.19.2"
 
 _BUFFER = "megatron.core.distributed.param_and_grad_buffer"
 _TRAINING = "megatron.training.training"
+# Its finish() is the last that pretrain() calls.
+_LAST = "megatron.training.one_logger_utils"
 
 # Every name that is not part of Megatron's public interface, as module (and class), attribute.
 PRIVATE_NAMES: tuple[tuple[str, str], ...] = (
@@ -61,6 +63,9 @@ PRIVATE_NAMES: tuple[tuple[str, str], ...] = (
     ("megatron.core.optimizer.distrib_optimizer", "DistributedOptimizer._get_model_param_range_map"),
     (_TRAINING, "get_forward_backward_func"),
     (_TRAINING, "get_optimizer_param_scheduler"),
+    (_TRAINING, "train"),
+    (_TRAINING, "evaluate_and_print_results"),
+    (_LAST, "finish"),
     (_TRAINING, "training_log"),
     (_TRAINING, "wrap_model_chunks_with_ddp"),
     (_TRAINING, "initialize_megatron"),
@@ -151,6 +156,55 @@ class Seam:
                 return stock(*args, **kw)
 
         self._replace(training, "initialize_megatron", initialise)
+
+    def at_the_end(self, ended: Callable[[], None], left: Callable[[], None]) -> None:
+        """Call ``ended()`` when ``pretrain()`` is done, so that a script has nothing more to call.
+
+        ``left()`` is called instead where Megatron itself leaves in the midst of training (a signal, a limit), and
+        neither where something is raised: such a run is not complete.
+        """
+        training, last = importlib.import_module(_TRAINING), importlib.import_module(_LAST)
+        train, finish = training.train, last.finish
+        inside = False
+
+        def around(*args: Any, **kw: Any) -> Any:
+            nonlocal inside
+            inside = True
+            try:
+                result = train(*args, **kw)
+            except SystemExit:
+                left()
+                raise
+            inside = False
+            return result
+
+        def done() -> None:
+            finish()
+            if not inside:  # Megatron calls it in the midst of training too, before it leaves
+                ended()
+
+        self._replace(training, "train", around)
+        self._replace(last, "finish", done)
+
+    def after_evaluation(self, call: Callable[[Any], Any]) -> None:
+        """Call ``call(model)`` after every evaluation, beside or in place of a script's ``non_loss_data_func``."""
+        training = importlib.import_module(_TRAINING)
+        stock = training.evaluate_and_print_results
+
+        def evaluate(prefix: str, forward_step: Any, data: Any, model: Any, iteration: int, process: Any,
+                     *args: Any, **kw: Any) -> Any:  # fmt: skip
+            theirs = kw.get("non_loss_data_func")
+
+            def both(model: Any) -> Any:
+                call(model)
+                return theirs(model) if theirs is not None else None
+
+            # With ``process`` alone Megatron collects what it processes, and only where no function is given.
+            if theirs != call and (theirs is not None or process is None):
+                kw["non_loss_data_func"] = both
+            return stock(prefix, forward_step, data, model, iteration, process, *args, **kw)
+
+        self._replace(training, "evaluate_and_print_results", evaluate)
 
     def on_training_log(self, report: Callable[..., None]) -> None:
         """Call ``report(iteration=, learning_rate=, grad_norm=, skipped=)`` after Megatron's own log of a step."""

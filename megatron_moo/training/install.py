@@ -24,10 +24,13 @@ def install(args: Any, **settings: Any) -> TrainingRun:
     """Put Bucket-Level MOO into Megatron's training of this process.
 
     Call it once, after Megatron's arguments are parsed and before the model is built, and give ``pretrain()`` the
-    returned run's ``datasets`` (and ``after_validation`` as ``non_loss_data_func`` to have validation losses written)::
+    returned run's ``datasets``::
 
         moo = megatron_moo.install(args, languages="languages.yaml", moo_method="cagrad")
-        pretrain(config, moo.datasets, ModelType.encoder_or_decoder, forward_step, model_provider)
+        pretrain(config, moo.datasets, ModelType.encoder_or_decoder, forward_step, model_provider=model_provider)
+
+    Validation losses per language and the end of the run are written without more lines. Where there is no GPU,
+    ``megatron_moo.prepare()`` must come before Megatron is imported.
 
     ``forward_step`` stays the team's own; it draws a dict of ``tokens``, ``labels``, ``loss_mask`` and
     ``position_ids`` ``[b, s]`` from its iterator and reports ``{"lm loss": [sum, tokens]}``.

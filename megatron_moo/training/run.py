@@ -63,6 +63,9 @@ class TrainingRun:
         self.seam.on_training_log(self._log)
         self.seam.carry_state(self._save, self._load)
         self.seam.initialise_in(self._initialising)
+        self.seam.after_evaluation(self.after_validation)
+        self.seam.at_the_end(self.finish, self.close)
+        self._finished = False
         self.checkpoints = Checkpoints(args, self.metrics.event, self.metrics.warn, self._asked_to_end)
         self.watchdog: Watchdog | None = None
         self.step.on_begin.append(self._say_step)
@@ -97,14 +100,25 @@ class TrainingRun:
         """One micro-batch; its loss is booked per language."""
         return forward_step(data_iterator, model, record=lambda batch: self._record(batch, model.training))
 
-    def end(self) -> None:
-        """Say in the metrics that the run is complete, and leave the process group. A collective call."""
+    def finish(self) -> None:
+        """Say in the metrics that the run is complete, and to the other ranks that this one ends. A collective call.
+
+        ``pretrain()`` does so when it is done; only the first call does anything.
+        """
+        if self._finished:
+            return
+        self._finished = True
         step = self._validated_step()
         self._tell_drawn(step)
         self.metrics.event("end", step=step)
         dist.barrier()
         self.close()
-        dist.destroy_process_group()
+
+    def end(self) -> None:
+        """:meth:`finish`, and leave the process group. A collective call that a script may leave out."""
+        self.finish()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
     def close(self) -> None:
         """Tell the other ranks that this one ends as it should."""

@@ -51,7 +51,12 @@ def test_a_teams_own_script(three_languages: Path, tmp_path: Path) -> None:
         tmp_path, "examples/own_script/pretrain_own.py", flags, LANGUAGES=str(tmp_path / "languages.yaml")
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    steps = steps_of(tmp_path / "runs" / "megatron" / "metrics.jsonl")
+    metrics = tmp_path / "runs" / "megatron" / "metrics.jsonl"
+    told = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    assert told[-1].get("event") == "end" and told[-1]["step"] == 3, "nothing but the two lines says so"
+    assert [line["step"] for line in told if line.get("event") == "valid"] == [0, 3]
+    assert [line.get("event") for line in told].count("end") == 1
+    steps = steps_of(metrics)
     assert [step["step"] for step in steps] == [1, 2, 3]
     assert set(steps[0]["loss"]) == {"el", "ko", "tr"}
     assert steps[0]["moo"]["method"] == "cagrad" and len(steps[0]["moo"]["weights"]) == 4
