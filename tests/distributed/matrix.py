@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from tests.distributed.case import Case
+from tests.distributed.case import STILL, Case
 
 OVERLAP = ("--overlap-grad-reduce",)
 SMALL_BUCKETS = (*OVERLAP, "--ddp-bucket-size", "4000")
+GATHER = ("--overlap-param-gather", *STILL)
 SEQUENCE = ("--sequence-parallel",)
 UNTIED = ("--untie-embeddings-and-output-weights",)
 QK_NORM = ("--qk-layernorm",)
@@ -37,6 +38,8 @@ CASES: tuple[Case, ...] = (
     Case("dp 2", dp=2, method="cagrad"),
     Case("dp 2, overlap, small buckets", dp=2, method="pcgrad", flags=SMALL_BUCKETS),
     Case("dp 2, 2 slots", dp=2, slots=2, objectives=4, method="cagrad", flags=OVERLAP),
+    Case("dp 2, 2 slots, overlapped gather, step 2", dp=2, slots=2, objectives=4, steps=2, method="cagrad",
+         flags=(*SMALL_BUCKETS, *GATHER)),
     Case("dp 2, 2 slots, bf16 rows", dp=2, slots=2, objectives=4, rows="bf16", method="cagrad", tolerance=5e-3),
     Case("dp 2, 2 slots, 3 objectives", dp=2, slots=2, objectives=3, method="mgda"),
     Case("dp 4", dp=4, objectives=4, method="cagrad", flags=OVERLAP),
@@ -90,6 +93,8 @@ CASES: tuple[Case, ...] = (
     Case("pp 2, tied, block model", dp=2, pp=2, block="model", method="cagrad"),
     Case("pp 2, interleaved", dp=2, pp=2, layers=4, micro_batches=2, method="cagrad", flags=VIRTUAL),
     Case("pp 2, interleaved, overlap", dp=2, pp=2, layers=4, micro_batches=2, flags=(*VIRTUAL, *OVERLAP)),
+    Case("pp 2, interleaved, 2 slots, overlapped gather, step 2", dp=2, pp=2, layers=4, slots=2, objectives=4,
+         micro_batches=2, steps=2, method="cagrad", flags=(*VIRTUAL, *OVERLAP, *GATHER)),
     # Context parallelism.
     Case("cp 2", dp=2, cp=2, method="cagrad"),
     Case("cp 2, overlap, 2 slots", dp=2, cp=2, slots=2, objectives=4, method="mgda", flags=OVERLAP),
@@ -122,4 +127,37 @@ CASES: tuple[Case, ...] = (
          flags=(*LORA, "--lora-targets", "linear_qkv", "linear_proj", *MOE)),
     Case("frozen embedding, dp 2", dp=2, method="cagrad", flags=(*FROZEN_EMBEDDING, *OVERLAP)),
     Case("frozen embedding, pp 2, tied", dp=2, pp=2, method="mgda", flags=FROZEN_EMBEDDING),
+)  # fmt: skip
+
+# Which parameters share a bucket is Megatron's choice: the single process is told.
+BUCKETS: tuple[Case, ...] = (
+    Case("block bucket", dp=2, method="cagrad", block="bucket", flags=SMALL_BUCKETS),
+    Case("block bucket, pp 2, untied", dp=2, pp=2, method="mgda", block="bucket", flags=(*SMALL_BUCKETS, *UNTIED)),
+)  # fmt: skip
+
+# Promises of other tests: what is held, how, the test.
+HELD: tuple[tuple[str, str, str], ...] = (
+    ("Every method at DP 1, 2 and 4", "the single process",
+     "tests/distributed/test_layouts.py::test_every_method_at_every_data_parallel_size"),
+    ("`token` at every layout", "20 steps of Megatron's own training",
+     "tests/distributed/test_megatron.py::test_token_is_megatrons_own_training_at_every_layout"),
+    ("One bucket", "Megatron's fp32-accumulating reduce-scatter, bitwise",
+     "tests/distributed/test_megatron.py::test_sum_of_a_bucket_is_bitwise_megatrons"),
+    ("`--moo-every`", "the single process under the weights of the step that solved",
+     "tests/distributed/test_modes.py::test_cached_weights_serve_the_next_step"),
+    ("`--moo-observe`", "plain Megatron, bitwise; Gramians of the single process",
+     "tests/distributed/test_modes.py::test_observing_changes_nothing"),
+    ("Clipping and the logged norm", "the update of the single process, scaled",
+     "tests/distributed/test_megatron.py::test_gradient_norm_and_clipping"),
+    ("Megatron's rerun of a step", "a run without it, bitwise",
+     "tests/distributed/test_megatron.py::test_megatrons_rerun_of_a_step_is_the_step"),
+    ("A language whose gradient is NaN or infinite", "the single process without that language",
+     "tests/distributed/test_bad_gradients.py::test_the_update_is_the_one_without_it"),
+    ("Ranks that change places", "1e-6 of the norm of all rows",
+     "tests/distributed/test_megatron.py::test_ranks_may_change_places"),
+    ("Two runs at one layout", "bitwise", "tests/distributed/test_megatron.py::test_runs_are_bitwise_repeatable"),
+    ("Methods that remember", "a resumed run, bitwise",
+     "tests/distributed/test_state.py::test_methods_go_on_bitwise"),
+    ("A Llama of `transformers`", "torch.autograd on transformers and our solver",
+     "tests/distributed/test_transformers.py::test_step_of_a_llama_equals_transformers"),
 )  # fmt: skip

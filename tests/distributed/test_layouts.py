@@ -8,7 +8,7 @@ import pytest
 
 from tests.distributed.assemble import errors, gramian_error
 from tests.distributed.case import Case
-from tests.distributed.matrix import CASES, SMALL_BUCKETS, UNTIED
+from tests.distributed.matrix import BUCKETS, CASES, SMALL_BUCKETS
 from tests.distributed.ranks import layout_worker, reference_worker
 from tests.pool import RankPool
 
@@ -17,8 +17,8 @@ from tests.pool import RankPool
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_update_equals_single_process(pool: RankPool, case: Case) -> None:
     """||d - d_ref|| <= 1e-5 ||J||_F in every block (5e-3 with bf16 rows), Gramians to 1e-5."""
-    ranks = pool.run(layout_worker, case.world, case, timeout=120)
-    reference = pool.run(reference_worker, 1, case, timeout=120)[0]
+    ranks = pool.run(layout_worker, case.world, case, steps=case.steps, timeout=120)
+    reference = pool.run(reference_worker, 1, case, step=case.steps - 1, timeout=120)[0]
     found = errors(ranks, reference)
     assert set(found) == set(reference["blocks"])
     worst = max(found, key=lambda block: found[block])
@@ -31,14 +31,7 @@ def test_update_equals_single_process(pool: RankPool, case: Case) -> None:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case("dp 2", dp=2, method="cagrad", block="bucket", flags=SMALL_BUCKETS),
-        Case("pp 2, untied", dp=2, pp=2, method="mgda", block="bucket", flags=(*SMALL_BUCKETS, *UNTIED)),
-    ],
-    ids=lambda case: case.name,
-)
+@pytest.mark.parametrize("case", BUCKETS, ids=lambda case: case.name)
 def test_blocks_of_buckets(pool: RankPool, case: Case) -> None:
     """Which parameters share a bucket is Megatron's choice; given that, the update is the single process's."""
     ranks = pool.run(layout_worker, case.world, case, timeout=120)

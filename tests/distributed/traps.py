@@ -45,8 +45,11 @@ def forget_to_reduce_gramians() -> None:
 
 
 def forget_expert_peers() -> None:
-    """Expert-parallel peers are taken for lanes of their own."""
-    stock = seam.peer_groups
+    """Expert-parallel peers are taken for lanes of their own, and given different languages."""
+    from tests.distributed import ranks
+    from tests.distributed.case import Case
+
+    stock, assignment, batch = seam.peer_groups, Case.assignment, ranks.batch
 
     def without_experts(ps: Any) -> list:
         import torch.distributed as dist
@@ -54,7 +57,13 @@ def forget_expert_peers() -> None:
         expert = dist.get_process_group_ranks(ps.get_expert_model_parallel_group())
         return [group for group in stock(ps) if group != expert]
 
-    seam.peer_groups = without_experts
+    def of_lane(case: Any, step: int, slot: int, lane: int, _peer: int, micro_batch: int) -> dict:
+        # The batches stay those of the reference; only who computes them is another.
+        return batch(case, step, slot, lane % case.lanes, lane // case.lanes, micro_batch)
+
+    seam.peer_groups = ranks.peer_groups = without_experts
+    Case.assignment = lambda self, step: [slot * self.peers for slot in assignment(self, step)]  # type: ignore
+    ranks.batch = of_lane
 
 
 def finish_twice() -> None:

@@ -20,7 +20,13 @@ def test_every_flag_is_documented() -> None:
 
 
 def test_every_layout_is_in_the_table() -> None:
-    from tests.distributed.matrix import CASES
+    from tests.distributed.matrix import BUCKETS, CASES
 
     text = (DOCS / "layouts.md").read_text(encoding="utf-8")
-    assert [case.name for case in CASES if f"| {case.name} |" not in text] == []
+    assert [case.name for case in (*CASES, *BUCKETS) if f"| {case.name} |" not in text] == []
+
+
+def test_traps_and_promises_are_those_of_the_tests() -> None:
+    from tests.distributed.write_layouts import lists
+
+    assert (DOCS / "layouts.md").read_text(encoding="utf-8").endswith(lists())
