@@ -53,16 +53,11 @@ def test_token_is_megatrons_own_training(pool: RankPool, case: Case) -> None:
     check_token(pool, case)
 
 
-# Not here: rows or parameters in bf16 (rounded), parameters that stay at the mean (not that over tokens), and
-# parameters that stand still.
+# Not here: rows in bf16 (rounded), parameters that stay at the mean (not that over tokens), and those that stand still.
 EVERY_LAYOUT = tuple(
     case
     for case in CASES
-    if case.rows == "fp32"
-    and "--bf16" not in case.flags
-    and case.exclude is None
-    and case.steps == 1
-    and case not in LAYOUTS
+    if case.rows == "fp32" and case.exclude is None and case.steps == 1 and case not in LAYOUTS
 )
 
 
@@ -80,9 +75,10 @@ def check_token(pool: RankPool, case: Case) -> None:
     plain = losses_of(ranks)
     assert len(ours) == 20
     assert min(rank["moved"] for rank in ranks) > 5e-3, "the model must move, or equality says nothing"
-    torch.testing.assert_close(
-        torch.tensor(ours), torch.tensor(plain), rtol=1e-6 if case.dp <= 2 else 1e-5, atol=0
-    )
+    rtol = 1e-6 if case.dp <= 2 else 1e-5
+    if "--bf16" in case.flags:
+        rtol = 1e-3  # the last bit of a gradient may round a parameter the other way: 3.3e-4 was measured
+    torch.testing.assert_close(torch.tensor(ours), torch.tensor(plain), rtol=rtol, atol=0)
 
 
 def test_mean_is_megatrons_own_training_with_equal_tokens(pool: RankPool) -> None:
