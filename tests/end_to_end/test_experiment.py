@@ -149,7 +149,7 @@ def test_three_minutes(folder: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     page = (tmp_path / "results.md").read_text()
-    assert "over 2 paired seeds" in page and "## Conflict beside its noise floor" in page
+    assert "over 2 paired seeds" in " ".join(page.split()) and "## Conflict beside its noise floor" in page
     cells = (tmp_path / "run" / "cells.jsonl").read_text().splitlines()
     again = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, check=False)
     assert again.returncode == 0
