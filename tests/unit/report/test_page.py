@@ -144,9 +144,8 @@ def test_bits_per_byte_are_in_the_headline(page: Page, run_dir: Path) -> None:
     last = [record for record in records if record.get("event") == "valid"][-1]["bits_per_byte"]
     worst = max(SEEN, key=lambda tag: last[tag])
     assert f"Worst language, seen {last[worst]:.3f} {worst}, bits per byte" in page.words()
-    assert (
-        page.words().count("comparable between models, not between scripts") == 2
-    )  # the tile, and the losses
+    # The tile, the losses, and the evaluation.
+    assert page.words().count("comparable between models, not between scripts") == 3
     assert f"→ {np.mean([last[tag] for tag in SEEN]):.3f} held-out, mean of 14" in page.words()
 
 
