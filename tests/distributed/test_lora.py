@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_moo.buckets.seam import make_resumable
+from megatron_moo.buckets.seam_optimizer import make_resumable
 from megatron_moo.errors import MooError
 from tests.distributed.case import Case, batch
 from tests.distributed.llama import GROUPS, tiny_llama

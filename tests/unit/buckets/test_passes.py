@@ -13,7 +13,7 @@ from megatron_moo.buckets.blocks import BucketPlan, Kind, Segment
 from megatron_moo.buckets.config import MooConfig
 from megatron_moo.buckets.modes import make_step_class
 from megatron_moo.buckets.passes import plan_passes, scaled_passes
-from megatron_moo.buckets.seam import nothing_left
+from megatron_moo.buckets.seam_optimizer import nothing_left
 from megatron_moo.buckets.step import MooStep
 from megatron_moo.moo import make_method
 
