@@ -6,9 +6,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from megatron_moo.evaluate.arms import Arm
 from megatron_moo.evaluate.compare import Run
 from megatron_moo.report.beside import Beside, mapping, read_beside
+from megatron_moo.report.charts import frame
+from megatron_moo.report.charts.frame import Figure
 
 Told = Mapping[str, Any]
 Reader = Callable[[Told], object]  # None: not told
@@ -17,6 +21,14 @@ Reader = Callable[[Told], object]  # None: not told
 def of_run(run: Run) -> Beside:
     """What other commands wrote beside a run."""
     return read_beside(run.folder)
+
+
+def nothing_beside(spec: Figure, arms: Sequence[Arm], command: str, done: str) -> Markup:
+    """In place of what no run has numbers for: the ``command`` that makes them, ``{}`` for a run's name."""
+    command = command.format(arms[0].runs[0].name)
+    return frame.missing(
+        spec, f"None of the runs was {done}: “megatron-moo {command}” and so on, then compare."
+    )
 
 
 def key(name: str) -> Reader:

@@ -14,6 +14,7 @@ from megatron_moo.evaluate.compare_sections.beside import (
     Told,
     differing,
     key,
+    nothing_beside,
     of_run,
     per_language,
     verdict,
@@ -56,9 +57,8 @@ def evaluation_section(both: Both) -> Section:
     ).strip()
     if not any(told for runs in found for told in runs):
         spec = Figure("eval-table", "Evaluation table", wide=True)
-        command = f"“megatron-moo eval runs/{arms[0].runs[0].name}”"
-        why = f"None of the runs was evaluated: {command} and so on, then compare."
-        return Section("evaluation", "Evaluation", lead, (frame.missing(spec, why),))
+        missing = nothing_beside(spec, arms, "eval runs/{}", "evaluated")
+        return Section("evaluation", "Evaluation", lead, (missing,))
     return Section("evaluation", "Evaluation", lead, (_table(both, found), _cloze(both, found)))
 
 

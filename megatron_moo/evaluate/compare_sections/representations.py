@@ -11,7 +11,15 @@ from markupsafe import Markup
 from megatron_moo.analyze.curves import CURVES
 from megatron_moo.evaluate.arms import MOST_BANDS, Arm, Both
 from megatron_moo.evaluate.compare import Run
-from megatron_moo.evaluate.compare_sections.beside import Reader, Told, key, of_run, verdict, without
+from megatron_moo.evaluate.compare_sections.beside import (
+    Reader,
+    Told,
+    key,
+    nothing_beside,
+    of_run,
+    verdict,
+    without,
+)
 from megatron_moo.report import units
 from megatron_moo.report.beside import mapping, number
 from megatron_moo.report.charts import frame
@@ -41,9 +49,8 @@ def representations_section(both: Both) -> Section:
     ).strip()
     if not any(told for runs in found for told in runs):
         spec = Figure("layer-curves", "Representations", wide=True)
-        command = f"“megatron-moo analyze runs/{arms[0].runs[0].name} --text FOLDER”"
-        why = f"None of the runs was analysed: {command} and so on, then compare."
-        return Section("representations", "Representations", lead, (frame.missing(spec, why),))
+        missing = nothing_beside(spec, arms, "analyze runs/{} --text FOLDER", "analysed")
+        return Section("representations", "Representations", lead, (missing,))
     figures = [_curve(arms, found, name, title) for name, title in CURVES.items()]
     return Section("representations", "Representations", lead, (*figures, _layers_table(arms, found)))
 
